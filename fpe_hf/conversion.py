@@ -81,24 +81,63 @@ def widen(
         from .checkpoint.loading import load_model
 
         model = load_model(model_or_id)
-    _check_fresh(model)
-    selected = select_blocks(find_mlps(model, example_inputs), config)
-    plans: list[tuple[MLPBlock, BlockPlan]] = [
-        (block, plan_block(block, take_weights(model, block), own))
-        for block, own in tqdm(selected, desc="Planning", unit="block", delay=2, leave=False)
-    ]
-    specs = [plan.spec for _, plan in plans]
-    plans.reverse()
-    while plans:  # each plan is let go as its block is done, to keep memory low
-        block, plan = plans.pop()
-        _replace_block(model, block, plan)
-    _record(model, config, specs)
-    if getattr(model, "name_or_path", "") and not all(map(_starts_exact, specs)):
+    plans = plan_blocks(model, config, example_inputs)
+    exact = all(_starts_exact(plan.spec) for _, plan in plans)
+    apply_plans(model, plans, config)
+    if getattr(model, "name_or_path", "") and not exact:
         logger.warning(
             "The outputs of this pretrained model change until it is trained further; "
             'for an exact start use coupling=1.0, fan_out="partition".'
         )
     return model
+
+
+Plans = list[tuple[MLPBlock, BlockPlan]]
+
+
+def plan_blocks(
+    model: nn.Module,
+    config: FPEConfig,
+    example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
+) -> Plans:
+    """The first half of `widen`: finds the blocks and plans each; the model stays as it is.
+
+    Args:
+        model: A model that is not widened.
+        config: What to do.
+        example_inputs: See `widen`.
+
+    Raises:
+        ConfigError: See `widen`.
+        DiscoveryError: See `widen`.
+        TargetError: See `widen`.
+        PlanError: See `widen`.
+    """
+    _check_fresh(model)
+    selected = select_blocks(find_mlps(model, example_inputs), config)
+    return [
+        (block, plan_block(block, take_weights(model, block), own))
+        for block, own in tqdm(selected, desc="Planning", unit="block", delay=2, leave=False)
+    ]
+
+
+def apply_plans(model: nn.Module, plans: Plans, config: FPEConfig) -> None:
+    """The second half of `widen`: puts widened layers in place.
+
+    Any model of the same structure will do, so what belongs to the weights of a planned model, such
+    as the moments of an optimizer, can be divided among the children like the weights themselves.
+
+    Args:
+        model: The model to change.
+        plans: Of its blocks. They are used up, to keep memory low: the list is empty afterwards.
+        config: What was asked for, to be saved with the model.
+    """
+    specs = [plan.spec for _, plan in plans]
+    plans.reverse()
+    while plans:
+        block, plan = plans.pop()
+        _replace_block(model, block, plan)
+    _record(model, config, specs)
 
 
 def _check_fresh(model: nn.Module) -> None:

@@ -37,6 +37,10 @@ class CheckpointError(FPEError, ValueError):
     """A saved model is missing, truncated, altered, or of a format this version cannot read."""
 
 
+class RecipeError(ConfigError):
+    """A recipe cannot be run: an unknown key, a value that is not accepted, data that do not fit."""
+
+
 class ExportError(FPEError, RuntimeError):
     """A widened model has no stock equivalent of its own class."""
 

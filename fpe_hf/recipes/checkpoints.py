@@ -1,0 +1,63 @@
+"""Checkpoints of the Trainer: which are whole, and which to go on from."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+STATE = "trainer_state.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_HEADER = 8
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the most steps that was written to its end.
+
+    The Trainer writes `trainer_state.json` last, so a process that was killed, or ran out of disk,
+    leaves a checkpoint without it, or with a part of it.
+    """
+    if not folder.is_dir():
+        return None
+    named = [(int(m[1]), p) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name))]
+    return next((path for _, path in sorted(named, reverse=True) if is_whole(path)), None)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether all of a checkpoint is there."""
+    try:
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    weights = list(checkpoint.glob("*.safetensors"))
+    return isinstance(state, dict) and all(map(_is_whole_file, weights))
+
+
+def _is_whole_file(file: Path) -> bool:
+    """Whether a safetensors file is as long as its header says."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(_HEADER), "little")
+            entries: dict[str, Any] = json.loads(stream.read(length))
+    except (OSError, ValueError, OverflowError, MemoryError):
+        return False
+    ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+    return file.stat().st_size == _HEADER + length + max(ends, default=0)
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes checkpoints that are not whole: the Trainer would count and rotate them."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if _NAME.fullmatch(path.name) and not is_whole(path):
+                shutil.rmtree(path)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(file)

@@ -1,0 +1,285 @@
+"""From a recipe's `data` section to raw examples in columns that are named by their role."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import RecipeError, did_you_mean
+from ..schema import Data
+from .idx import FASHION_CLASSES, fashion_mnist
+
+BUILDERS = ("imagefolder", "audiofolder", "csv", "json", "parquet", "arrow", "text")
+_SEED = 0  # of what is held out: the same for all arms and seeds
+_ALIASES = {
+    "image": ("image", "img", "pixel_values"),
+    "text": ("text", "sentence", "content", "caption"),
+    "text_pair": ("text_pair",),
+    "audio": ("audio",),
+    "features": ("features",),
+    "label": ("label", "labels", "fine_label"),
+}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Raw examples.
+
+    Attributes:
+        train: `datasets.Dataset` or `IterableDataset` with columns among `image`, `text`,
+            `text_pair`, `audio`, `features` and `label`.
+        eval: Likewise.
+        classes: Names of the classes, in the order of their labels; empty if there are none.
+    """
+
+    train: Any
+    eval: Any
+    classes: tuple[str, ...]
+
+
+def load_examples(data: Data) -> Examples:
+    """Loads and splits a data set.
+
+    Raises:
+        RecipeError: It cannot be read, is empty, or lacks a column or a split.
+    """
+    if isinstance(data.splits.eval, str):
+        train, held = _load(data, data.splits.train), _load(data, data.splits.eval)
+    else:
+        train, held = _hold_out(_load(data, data.splits.train), data.splits.eval)
+    train, held = _renamed(train, data), _renamed(held, data)
+    train, held, classes = _with_labels(train, held)
+    if data.classes is not None:
+        train, held, classes = _first_classes(train, held, classes, data.classes)
+    train, held = _capped(train, data.max_train_samples), _capped(held, data.max_eval_samples)
+    for part, name in ((train, "train"), (held, "eval")):
+        if not data.streaming and len(part) == 0:
+            raise RecipeError(f"data.splits.{name}: {data.source!r} holds no example there.")
+    return Examples(train, held, classes)
+
+
+# -- sources -----------------------------------------------------------------------------------
+
+
+def _load(data: Data, split: str) -> Any:
+    name, bracket, _ = split.partition("[")
+    if data.source in ("digits", "fashion-mnist"):
+        dataset = _digits() if data.source == "digits" else _fashion(data, name)
+        if data.source == "digits" and name != "train":
+            raise RecipeError(
+                f"data.splits: digits has no split {name!r}, only 'train'; hold out a share of it."
+            )
+        if bracket:
+            raise RecipeError(f"data.splits: {data.source} cannot be sliced ({split!r}).")
+        return dataset
+    with _reading(data, split):
+        if (Path(data.source) / "dataset_info.json").is_file() or (
+            Path(data.source) / "dataset_dict.json"
+        ).is_file():
+            return _saved(data, split)
+        import datasets
+
+        _check_local(data)
+        return datasets.load_dataset(
+            data.source,
+            data.name,
+            data_dir=data.data_dir,
+            data_files=data.data_files,
+            split=split,
+            revision=data.revision,
+            streaming=data.streaming,
+        )
+
+
+@contextmanager
+def _reading(data: Data, split: str) -> Iterator[None]:
+    try:
+        yield
+    except RecipeError:
+        raise
+    except Exception as error:  # `datasets` raises whatever its readers raise
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        raise RecipeError(
+            f"data: split {split!r} of {data.source!r} cannot be loaded ({cause})."
+        ) from error
+
+
+def _check_local(data: Data) -> None:
+    """Refuses files and folders that are not there before anybody asks the Hub for them."""
+    looks_local = data.source.startswith((".", "/", "~")) or data.source.count("/") > 1
+    if data.source not in BUILDERS and looks_local and not Path(data.source).exists():
+        raise RecipeError(f"data.source: there is no folder {data.source!r}.")
+    if data.source in BUILDERS and data.data_dir is None and data.data_files is None:
+        raise RecipeError(f"data.source={data.source!r} needs data.data_dir or data.data_files.")
+    bare = "/" not in data.source and data.source not in BUILDERS
+    if bare and not Path(data.source).exists():
+        near = did_you_mean(data.source, ("digits", "fashion-mnist", *BUILDERS))
+        if near:
+            raise RecipeError(f"data.source: {data.source!r} is not known.{near}")
+    if data.data_dir is not None and not _anywhere(data.data_dir) and data.source in BUILDERS:
+        raise RecipeError(f"data.data_dir: there is no folder {data.data_dir!r}.")
+    for file in _files(data.data_files):
+        if data.source in BUILDERS and not _anywhere(file, data.data_dir):
+            raise RecipeError(f"data.data_files: there is no file {file!r}.")
+
+
+def _anywhere(place: str, below: str | None = None) -> bool:
+    """Whether a local path exists; addresses and patterns are left to `datasets`."""
+    if "://" in place or "*" in place:
+        return True
+    return Path(below or ".", place).exists() or Path(place).exists()
+
+
+def _files(files: Any) -> Iterator[str]:
+    if isinstance(files, dict):
+        files = list(files.values())
+    if isinstance(files, str):
+        yield files
+    for entry in files if isinstance(files, list) else ():
+        yield from _files(entry)
+
+
+def _saved(data: Data, split: str) -> Any:
+    """A data set that `save_to_disk` wrote."""
+    import datasets
+
+    saved = datasets.load_from_disk(data.source)
+    if isinstance(saved, datasets.Dataset):
+        return saved
+    if split not in saved:
+        raise RecipeError(f"data.splits: no split {split!r} there; accepted: {', '.join(saved)}.")
+    return saved[split]
+
+
+def _digits() -> Any:
+    """scikit-learn's digits, 1797 images of 8 x 8 pixels."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = (digits.images * (255 / 16)).round().astype("uint8")
+    return _image_dataset(images, digits.target, [str(number) for number in range(10)])
+
+
+def _fashion(data: Data, split: str) -> Any:
+    folder = None if data.data_dir is None else Path(data.data_dir)
+    images, labels = fashion_mnist(split, folder)
+    return _image_dataset(images, labels, FASHION_CLASSES)
+
+
+def _image_dataset(images: Any, labels: Any, names: Any) -> Any:
+    """Images as encoded by `datasets`: PNG, so that they look like those of any image data set."""
+    import datasets
+    from PIL import Image
+
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))}
+    )
+    columns = {"image": [Image.fromarray(i) for i in images], "label": [int(i) for i in labels]}
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+# -- parts and columns -------------------------------------------------------------------------
+
+
+def _hold_out(dataset: Any, share: float) -> tuple[Any, Any]:
+    if len(dataset) < 2:
+        raise RecipeError(f"data: {len(dataset)} example(s) are too few to hold some out.")
+    parts = dataset.train_test_split(test_size=share, seed=_SEED)
+    return parts["train"], parts["test"]
+
+
+def _renamed(dataset: Any, data: Data) -> Any:
+    """Only the columns with a role, named by it."""
+    names = dataset.column_names or list(next(iter(dataset), {}))
+    chosen: dict[str, str] = {}
+    for role, aliases in _ALIASES.items():
+        asked = data.columns.get(role)  # type: ignore[call-overload]
+        if asked is not None and asked not in names:
+            raise RecipeError(
+                f"data.columns.{role}: there is no column {asked!r}; the data have "
+                f"{', '.join(names)}.{did_you_mean(asked, names)}"
+            )
+        found = asked or next((alias for alias in aliases if alias in names), None)
+        if found is not None:
+            chosen[found] = role
+    dataset = dataset.remove_columns([name for name in names if name not in chosen])
+    renamed = {old: new for old, new in chosen.items() if old != new}
+    return dataset.rename_columns(renamed) if renamed else dataset
+
+
+def _with_labels(train: Any, held: Any) -> tuple[Any, Any, tuple[str, ...]]:
+    """Labels as numbers from 0, and the names of the classes."""
+    import datasets
+
+    if train.features is None or "label" not in train.features:
+        return train, held, ()
+    feature = train.features["label"]
+    if isinstance(feature, datasets.ClassLabel):
+        return train, held, tuple(feature.names)
+    if isinstance(train, datasets.IterableDataset):
+        raise RecipeError("data.streaming: the classes are not known beforehand in this data set.")
+    values = sorted(set(train.unique("label")), key=str)
+    if any(value is None for value in values):
+        raise RecipeError("data.columns.label: some labels are missing.")
+    if all(isinstance(value, int) for value in values):
+        return train, held, _numbered(values, held)
+    names = [str(value) for value in values]
+    unknown = set(map(str, held.unique("label"))) - set(names)
+    if unknown:
+        raise RecipeError(f"data.columns.label: {sorted(unknown)[0]!r} evaluates but never trains.")
+    classes = datasets.ClassLabel(names=names)
+    features = train.features | {"label": classes}
+
+    def numbered(row: dict[str, Any]) -> dict[str, Any]:
+        return {"label": classes.str2int(str(row["label"]))}
+
+    return (
+        train.map(numbered, features=datasets.Features(features)),
+        held.map(numbered, features=datasets.Features(features)),
+        tuple(names),
+    )
+
+
+def _numbered(values: list[int], held: Any) -> tuple[str, ...]:
+    count = max(values) + 1
+    outside = [value for value in (*values, *held.unique("label")) if not 0 <= value < count]
+    if outside:
+        raise RecipeError(
+            f"data.columns.label: {outside[0]} is out of range: labels run from 0 to {count - 1}."
+        )
+    if len(values) < count / 2:
+        raise RecipeError(
+            f"data.columns.label: only {len(values)} of the labels 0 to {count - 1} occur: these "
+            "are no classes. Name the column of the label in data.columns.label."
+        )
+    return tuple(map(str, range(count)))
+
+
+def _first_classes(
+    train: Any, held: Any, classes: tuple[str, ...], count: int
+) -> tuple[Any, Any, tuple[str, ...]]:
+    if count > len(classes):
+        raise RecipeError(f"data.classes={count}: the data have {len(classes)} classes.")
+
+    def wanted(label: int) -> bool:
+        return label < count
+
+    return (
+        train.filter(wanted, input_columns="label"),
+        held.filter(wanted, input_columns="label"),
+        classes[:count],
+    )
+
+
+def _capped(dataset: Any, limit: int | None) -> Any:
+    import datasets
+
+    if limit is None:
+        return dataset
+    if isinstance(dataset, datasets.IterableDataset):
+        return dataset.take(limit)
+    chosen = dataset.shuffle(seed=_SEED).select(range(min(limit, len(dataset))))
+    return chosen

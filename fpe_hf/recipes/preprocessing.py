@@ -1,0 +1,355 @@
+"""From raw examples to what the Trainer feeds the model, by task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import RecipeError
+from .data import Examples
+from .schema import Recipe
+
+Rows = dict[str, list[Any]]
+Transform = Callable[[Rows], dict[str, Any]]
+
+_EAGER_BYTES = 2 << 30
+"""Preprocess beforehand and keep in a file up to this size; above it, while training."""
+
+_ROLES = {
+    "feature-classification": ("features", "label"),
+    "image-classification": ("image", "label"),
+    "text-classification": ("text", "label"),
+    "audio-classification": ("audio", "label"),
+    "image-text-contrastive": ("image", "text"),
+    "causal-lm": ("text",),
+}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data sets as the Trainer takes them.
+
+    Attributes:
+        train: Training examples.
+        eval: Evaluation examples.
+        collate: Makes a batch of a list of examples.
+        processor: Tokenizer, image processor or the like to save with the model, if there is one.
+        classes: Names of the classes.
+        num_features: Width of the feature vectors, 0 if there are none.
+    """
+
+    train: Any
+    eval: Any
+    collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]]
+    processor: Any
+    classes: tuple[str, ...]
+    num_features: int = 0
+
+    def example_inputs(self) -> dict[str, Tensor]:
+        """Two examples without labels, for `find_mlps`."""
+        batch = self.collate([row for row, _ in zip(self.train, range(2), strict=False)])
+        return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
+def prepare(recipe: Recipe, examples: Examples) -> Prepared:
+    """Preprocesses the examples for the recipe's task.
+
+    Raises:
+        RecipeError: A column is missing or an example cannot be read.
+    """
+    task = recipe.model.task
+    if task == "feature-classification":
+        return _features(recipe, examples)
+    _need(examples, _ROLES[task], task)
+    if task.endswith("classification") and not examples.classes:
+        raise RecipeError("data: there are no classes; name the label in data.columns.label.")
+    by_task: dict[str, Callable[[Recipe, Examples], Prepared]] = {
+        "image-classification": _images,
+        "text-classification": _texts,
+        "audio-classification": _sounds,
+        "image-text-contrastive": _pairs,
+        "causal-lm": _language,
+    }
+    return by_task[task](recipe, examples)
+
+
+def _need(examples: Examples, roles: Sequence[str], task: str) -> None:
+    have = examples.train.column_names or ()
+    for role in roles:
+        if role not in have:
+            raise RecipeError(
+                f"data: the task {task!r} needs {' and '.join(roles)}; there is no column for "
+                f"{role!r} ({', '.join(have) or 'none known'}). Name it in data.columns.{role}."
+            )
+
+
+def _apply(dataset: Any, transform: Transform) -> Any:
+    """Runs a transform now, keeping the results, or at each access if they would fill the disk."""
+    if not hasattr(dataset, "with_transform"):  # a stream
+        return dataset.map(transform, batched=True, remove_columns=dataset.column_names)
+    try:
+        size = sum(np.asarray(v[0]).nbytes for v in transform(dataset[:1]).values())
+        if size * len(dataset) > _EAGER_BYTES:
+            return dataset.with_transform(transform)
+        done = dataset.map(
+            transform,
+            batched=True,
+            remove_columns=dataset.column_names,
+            desc="Preprocessing",
+            load_from_cache_file=False,
+        )
+    except RecipeError:
+        raise
+    except Exception as error:  # whatever a decoder raises at a damaged file
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise RecipeError(f"data: an example cannot be read ({cause}).") from error
+    if not len(done):
+        raise RecipeError("data: nothing is left after preprocessing.")
+    return done.with_format("torch")
+
+
+def _both(examples: Examples, transform: Transform) -> tuple[Any, Any]:
+    return _apply(examples.train, transform), _apply(examples.eval, transform)
+
+
+def _stack(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """A batch of examples of equal shapes."""
+    return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}
+
+
+# -- vectors -----------------------------------------------------------------------------------
+
+
+def _features(recipe: Recipe, examples: Examples) -> Prepared:
+    if recipe.data.embed is not None:
+        from .data.embedding import embed
+
+        examples = embed(recipe.data.embed, examples)
+    if "features" in (examples.train.column_names or ()):
+        transform: Transform = _vectors
+    else:
+        _need(examples, ("image", "label"), recipe.model.task)
+        transform = _pixels
+    if not examples.classes:
+        raise RecipeError("data: there are no classes; name the label in data.columns.label.")
+    train, held = _both(examples, transform)
+    width = len(next(iter(train))["features"])
+    return Prepared(train, held, _stack, None, examples.classes, width)
+
+
+def _vectors(rows: Rows) -> dict[str, Any]:
+    features = np.asarray(rows["features"], np.float32)
+    return {"features": features.reshape(len(features), -1), "labels": rows["label"]}
+
+
+def _pixels(rows: Rows) -> dict[str, Any]:
+    pixels = np.stack([np.asarray(image, np.float32) / 255 for image in rows["image"]])
+    return {"features": pixels.reshape(len(pixels), -1), "labels": rows["label"]}
+
+
+# -- images ------------------------------------------------------------------------------------
+
+
+def _images(recipe: Recipe, examples: Examples) -> Prepared:
+    processor = _image_processor(recipe)
+    channels = len(getattr(processor, "image_mean", None) or (0, 0, 0))
+
+    def transform(rows: Rows) -> dict[str, Any]:
+        images = [image.convert("L" if channels == 1 else "RGB") for image in rows["image"]]
+        pixels = processor(images, return_tensors="np")["pixel_values"]
+        return {"pixel_values": np.asarray(pixels, np.float32), "labels": rows["label"]}
+
+    train, held = _both(examples, transform)
+    return Prepared(train, held, _stack, processor, examples.classes)
+
+
+def _image_processor(recipe: Recipe) -> Any:
+    """The pretrained model's own, or one that fits the config."""
+    from transformers import AutoImageProcessor, ViTImageProcessor
+
+    place = recipe.data.processor.name_or_path or recipe.model.name_or_path
+    if place is not None:
+        return _pretrained(AutoImageProcessor, place, recipe)
+    config = model_config(recipe)
+    size = getattr(config, "image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    channels = getattr(config, "num_channels", 3)
+
+    def per_channel(values: tuple[float, ...]) -> list[float]:
+        return list(values * channels if len(values) == 1 else values)
+
+    return ViTImageProcessor(
+        size={"height": height, "width": width},
+        image_mean=per_channel(recipe.data.processor.mean),
+        image_std=per_channel(recipe.data.processor.std),
+    )
+
+
+def _pretrained(kind: Any, place: str, recipe: Recipe) -> Any:
+    own = place == recipe.model.name_or_path
+    try:
+        return kind.from_pretrained(place, revision=(own and recipe.model.revision) or "main")
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"data.processor: no {kind.__name__} can be loaded from {place!r} "
+            f"({' '.join(str(error).split())[:200]}). Name one in data.processor.name_or_path."
+        ) from error
+
+
+# -- texts -------------------------------------------------------------------------------------
+
+
+def _tokenizer(recipe: Recipe) -> Any:
+    from transformers import AutoTokenizer
+
+    place = recipe.data.processor.name_or_path or recipe.model.name_or_path
+    if place is None:
+        raise RecipeError(
+            "data.processor.name_or_path is missing: a model built from a config needs a tokenizer."
+        )
+    tokenizer = _pretrained(AutoTokenizer, place, recipe)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _texts(recipe: Recipe, examples: Examples) -> Prepared:
+    from transformers import DataCollatorWithPadding
+
+    tokenizer = _tokenizer(recipe)
+
+    def transform(rows: Rows) -> dict[str, Any]:
+        pair = rows.get("text_pair")
+        tokens = tokenizer(rows["text"], pair, truncation=True, max_length=recipe.data.max_length)
+        return {**tokens, "labels": rows["label"]}
+
+    train, held = _both(examples, transform)
+    return Prepared(train, held, DataCollatorWithPadding(tokenizer), tokenizer, examples.classes)
+
+
+def _language(recipe: Recipe, examples: Examples) -> Prepared:
+    """Texts end to end, cut into blocks of equal length."""
+    from transformers import default_data_collator
+
+    tokenizer = _tokenizer(recipe)
+    length = recipe.data.max_length or 128
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+    def transform(rows: Rows) -> dict[str, Any]:
+        texts = [text for text in rows["text"] if text.strip()]
+        joined = [token for text in texts for token in (*tokenizer(text)["input_ids"], *end)]
+        if len(joined) < length:
+            return {"input_ids": [], "labels": []}
+        blocks = [joined[i : i + length] for i in range(0, len(joined) - length + 1, length)]
+        return {"input_ids": blocks, "labels": [list(block) for block in blocks]}
+
+    def run(dataset: Any) -> Any:
+        done = dataset.map(
+            transform,
+            batched=True,
+            remove_columns=dataset.column_names,
+            **({} if recipe.data.streaming else {"load_from_cache_file": False}),
+        )
+        if not recipe.data.streaming and not len(done):
+            raise RecipeError(f"data: the texts are shorter than one block of {length} tokens.")
+        return done.with_format("torch")
+
+    return Prepared(run(examples.train), run(examples.eval), default_data_collator, tokenizer, ())
+
+
+# -- sounds and pairs --------------------------------------------------------------------------
+
+
+def _sounds(recipe: Recipe, examples: Examples) -> Prepared:
+    from transformers import AutoFeatureExtractor
+
+    place = recipe.data.processor.name_or_path or recipe.model.name_or_path
+    if place is None:
+        raise RecipeError("data.processor.name_or_path is missing: name a feature extractor.")
+    extractor = _pretrained(AutoFeatureExtractor, place, recipe)
+    rate = extractor.sampling_rate
+    length = recipe.data.max_length or 10 * rate
+
+    def transform(rows: Rows) -> dict[str, Any]:
+        sounds = [_samples(sound, rate)[:length] for sound in rows["audio"]]
+        whole = [np.pad(sound, (0, length - len(sound))) for sound in sounds]
+        inputs = extractor(whole, sampling_rate=rate, return_tensors="np")
+        return {**{k: np.asarray(v) for k, v in inputs.items()}, "labels": rows["label"]}
+
+    train, held = _both(examples, transform)
+    return Prepared(train, held, _stack, extractor, examples.classes)
+
+
+def _samples(sound: Any, rate: int) -> Any:
+    """The samples of a decoded sound, or of a plain list of them."""
+    if hasattr(sound, "get_all_samples"):
+        decoded = sound.get_all_samples()
+        if decoded.sample_rate != rate:
+            raise _wrong_rate(decoded.sample_rate, rate)
+        return decoded.data.mean(0).numpy()
+    if isinstance(sound, dict):
+        if sound.get("sampling_rate", rate) != rate:
+            raise _wrong_rate(sound["sampling_rate"], rate)
+        sound = sound["array"]
+    return np.asarray(sound, np.float32)
+
+
+def _wrong_rate(found: int, wanted: int) -> RecipeError:
+    return RecipeError(
+        f"data: a sound has {found} samples per second, but the model takes {wanted}: resample it."
+    )
+
+
+def _pairs(recipe: Recipe, examples: Examples) -> Prepared:
+    from transformers import AutoProcessor
+
+    place = recipe.data.processor.name_or_path or recipe.model.name_or_path
+    if place is None:
+        raise RecipeError("data.processor.name_or_path is missing: name a processor.")
+    processor = _pretrained(AutoProcessor, place, recipe)
+
+    def transform(rows: Rows) -> dict[str, Any]:
+        images = [image.convert("RGB") for image in rows["image"]]
+        inputs = processor(
+            text=rows["text"],
+            images=images,
+            padding="max_length",
+            truncation=True,
+            max_length=recipe.data.max_length,
+            return_tensors="np",
+        )
+        return {name: np.asarray(value) for name, value in inputs.items()}
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**_stack(rows), "return_loss": True}
+
+    train, held = _both(examples, transform)
+    return Prepared(train, held, collate, processor, ())
+
+
+def model_config(recipe: Recipe, **fields: Any) -> Any:
+    """The transformers config of a model to be built from scratch.
+
+    Raises:
+        RecipeError: The model type or a value is not accepted.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from ..errors import did_you_mean
+
+    own = dict(recipe.model.config or {})
+    kind = own.pop("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise RecipeError(
+            f"model.config.model_type: {kind!r} is not known.{did_you_mean(kind, CONFIG_MAPPING)}"
+        )
+    try:
+        return AutoConfig.for_model(kind, **{**fields, **own})
+    except Exception as error:  # configs raise what they like at a value they do not like
+        raise RecipeError(f"model.config: {' '.join(str(error).split())[:300]}") from error

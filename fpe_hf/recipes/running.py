@@ -1,0 +1,263 @@
+"""Runs a recipe: every arm of every seed through the Trainer, and what came out into files."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import PartialState
+
+from ..auditing import audit
+from ..errors import RecipeError
+from ..metrics import interference
+from .arms import Expansion, fpe_config, is_widened, nonzeros, plan_expansion, wide_dense
+from .building import build_parent
+from .checkpoints import last_whole_checkpoint, remove_partial
+from .data import load_examples
+from .evaluation import FROM_LOSS, from_loss
+from .preprocessing import Prepared, prepare
+from .results import ArmResult, Results
+from .schema import Recipe
+from .splitting import split_checkpoint
+from .training import Interrupted, StopAt, StopOnSignal, make_trainer, total_steps
+
+Say = Callable[[str], None]
+
+RECIPE, RESULT, MODEL = "recipe.yaml", "result.json", "model"
+_WARM_UP = "warm-up"
+
+
+def run_recipe(recipe: Recipe, *, resume: bool = False, say: Say = print) -> Results:
+    """Trains all arms and writes `results.json` and the models.
+
+    Args:
+        recipe: What to do.
+        resume: Go on where an earlier run in `output.folder` stopped.
+        say: Takes a line of progress; called on the main process only.
+
+    Returns:
+        What came out.
+
+    Raises:
+        RecipeError: The data or the model do not fit, the folder is taken, or the training
+            diverged.
+        Interrupted: The process was asked to stop; `resume` goes on.
+    """
+    state = PartialState()
+    folder = recipe.output.folder
+    if state.is_main_process:
+        _claim(folder, recipe, resume)
+    state.wait_for_everyone()
+    with state.main_process_first():
+        prepared = prepare(recipe, load_examples(recipe.data))
+    results: list[ArmResult] = []
+    for seed in recipe.compare.seeds:
+        repetition = _Repetition(recipe, prepared, seed, folder / f"seed-{seed}", state)
+        for arm in recipe.compare.arms:
+            result = repetition.run(arm)
+            results.append(result)
+            if state.is_main_process:
+                say(f"seed {seed}, {arm}: {result.summary(recipe.metrics[0])}")
+    done = Results.of(recipe, results, prepared)
+    if state.is_main_process:
+        done.write(folder)
+    return done
+
+
+def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
+    """Takes the folder for this recipe, or makes sure it belongs to it."""
+    file = folder / RECIPE
+    plain = recipe.model_dump(mode="json")
+    if folder.exists() and any(folder.iterdir()):
+        if not resume:
+            raise RecipeError(
+                f"output.folder: {folder} exists and is not empty; --resume goes on with it, "
+                "or choose another."
+            )
+        if file.is_file():
+            _check_same(yaml.safe_load(file.read_text(encoding="utf-8")), plain, file)
+            return
+        raise RecipeError(f"output.folder: {folder} holds no run of a recipe (no {RECIPE}).")
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{RECIPE}"
+    temporary.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
+    temporary.replace(file)
+
+
+_MAY_CHANGE = ("output.push", "description", "sweep", "output.folder")
+
+
+def _check_same(old: dict[str, Any], new: dict[str, Any], file: Path) -> None:
+    """Refuses to resume under other settings."""
+    before, after = _flat(old), _flat(new)
+    changed = [
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(_MAY_CHANGE)
+    ]
+    if changed:
+        raise RecipeError(
+            f"--resume: the recipe differs from that of the run ({file}): {'; '.join(changed)}. "
+            "Restore it, or choose another output.folder."
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+@dataclass
+class _Repetition:
+    """All arms of one seed."""
+
+    recipe: Recipe
+    prepared: Prepared
+    seed: int
+    folder: Path
+    state: Any
+
+    def run(self, arm: str) -> ArmResult:
+        """Trains one arm, or reads what an earlier run left of it."""
+        folder = self.folder / arm
+        if (folder / RESULT).is_file():
+            return ArmResult.read(folder / RESULT)
+        if self.state.is_main_process:
+            remove_partial(folder)
+        self.state.wait_for_everyone()
+        model, checkpoint = self._start(arm, folder)
+        before = _interference(model)
+        signals = StopOnSignal()
+        trainer = self._trainer(model, folder, [signals])
+        started = time.perf_counter()
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if signals.stopped:
+            raise Interrupted(f"stopped at step {trainer.state.global_step}, all saved in {folder}")
+        result = self._measure(arm, trainer, time.perf_counter() - started, before)
+        trainer.save_model(str(folder / MODEL))
+        if self.state.is_main_process:
+            if self.prepared.processor is not None:
+                self.prepared.processor.save_pretrained(folder / MODEL)
+            result.write(folder / RESULT)
+        self.state.wait_for_everyone()
+        return result
+
+    def _trainer(self, model: Any, folder: Path, callbacks: Any = None) -> Any:
+        return make_trainer(self.recipe, self.prepared, model, folder, self.seed, callbacks)
+
+    # -- where an arm starts -------------------------------------------------------------------
+
+    def _start(self, arm: str, folder: Path) -> tuple[Any, Path | None]:
+        """The arm's model, and the checkpoint to go on from."""
+        own = last_whole_checkpoint(folder)
+        inputs = self.prepared.example_inputs()
+        if arm == "wide-dense":
+            return wide_dense(self.recipe, self.prepared, self.seed, inputs), own
+        dense = build_parent(self.recipe, self.prepared, self.seed)
+        warm_up = self._warm_up()
+        if warm_up is not None:
+            _load_weights(dense, warm_up)
+        expansion = plan_expansion(arm, dense, fpe_config(self.recipe, self.seed), inputs)
+        if warm_up is None:
+            return expansion(dense), own
+        model = expansion(copy.deepcopy(dense))
+        if own is None:
+            own = folder / warm_up.name
+            if self.state.is_main_process:
+                self._split(warm_up, dense, model, expansion, own)
+            self.state.wait_for_everyone()
+        return model, own
+
+    def _split(
+        self, warm_up: Path, dense: Any, model: Any, expansion: Expansion, out: Path
+    ) -> None:
+        def trainer(model: Any) -> Any:
+            return self._trainer(model, out.parent)
+
+        split_checkpoint(warm_up, dense, model, expansion, trainer, out)
+
+    def _warm_up(self) -> Path | None:
+        """The checkpoint of the dense parent at the split; trains it if it is not there yet."""
+        if self.recipe.widen.at is None:
+            return None
+        folder = self.folder / _WARM_UP
+        trainer = self._trainer(build_parent(self.recipe, self.prepared, self.seed), folder)
+        step = self._split_step(trainer)
+        goal = folder / f"checkpoint-{step}"
+        found = last_whole_checkpoint(folder)
+        if found == goal:
+            return goal
+        if self.state.is_main_process:
+            remove_partial(folder)
+        self.state.wait_for_everyone()
+        signals = StopOnSignal()
+        trainer.add_callback(StopAt(step))
+        trainer.add_callback(signals)
+        trainer.train(resume_from_checkpoint=None if found is None else str(found))
+        if signals.stopped:
+            raise Interrupted(f"stopped at step {trainer.state.global_step}, all saved in {folder}")
+        return goal
+
+    def _split_step(self, trainer: Any) -> int:
+        at = self.recipe.widen.at
+        assert at is not None
+        total, per_epoch = total_steps(trainer)
+        step = at.step if at.step is not None else round((at.epoch or 0) * per_epoch)
+        if not 0 < step < total:
+            raise RecipeError(f"widen.at: step {step} is not within the training of {total} steps.")
+        return int(step)
+
+    # -- what came out -------------------------------------------------------------------------
+
+    def _measure(self, arm: str, trainer: Any, seconds: float, before: Any) -> ArmResult:
+        """Evaluates the trained model and reads the Trainer's log."""
+        names = self.recipe.metrics
+        final = _metrics(trainer.evaluate(), names)
+        log = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+        by_step = {entry["step"]: _metrics(entry, names) for entry in log}
+        curve = [{"step": step, **values} for step, values in sorted(by_step.items())]
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        whole = not trainer.is_fsdp_enabled  # in parts, nothing can be counted
+        return ArmResult(
+            arm=arm,
+            seed=self.seed,
+            steps=int(trainer.state.global_step),
+            metrics=final,
+            curve=curve,
+            nonzeros=nonzeros(model) if whole else 0,
+            seconds=seconds,
+            audit=audit(model, strict=True).to_dict() if whole and is_widened(model) else None,
+            interference={"before": before, "after": _interference(model) if whole else []},
+        )
+
+
+def _metrics(log: dict[str, Any], names: tuple[str, ...]) -> dict[str, float]:
+    values = {}
+    for name in dict.fromkeys((*names, "loss")):
+        if name in FROM_LOSS:
+            values[name] = from_loss(name, float(log["eval_loss"]))
+        else:
+            values[name] = float(log[f"eval_{name.rpartition('/')[2]}"])
+    return values
+
+
+def _interference(model: Any) -> list[dict[str, Any]]:
+    try:
+        return [asdict(entry) for entry in interference(model)]
+    except Exception:  # the metrics are an extra: a model they cannot read is still trained
+        return []
+
+
+def _load_weights(model: Any, checkpoint: Path) -> None:
+    """Weights of a checkpoint, for a model of its class."""
+    loaded = type(model).from_pretrained(checkpoint, dtype=model.dtype)
+    model.load_state_dict(loaded.state_dict())

@@ -1,0 +1,148 @@
+"""transformers' Trainer, set up for one arm: nothing of the training itself is our own."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from ..errors import RecipeError
+from .evaluation import best_classes, make_compute_metrics
+from .parsing import training_values
+from .preprocessing import Prepared
+from .schema import Recipe
+
+DEFAULTS: dict[str, Any] = {
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "logging_strategy": "epoch",
+    "report_to": "none",
+    # Else a diverging loss is logged as the last good one.
+    "logging_nan_inf_filter": False,
+}
+"""Arguments of the Trainer where a recipe gives none."""
+
+
+class Interrupted(Exception):
+    """The process was asked to stop (SIGTERM); everything so far is saved."""
+
+
+class StopAt(TrainerCallback):  # type: ignore[misc]
+    """Saves and stops when so many steps are done."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= self.step:
+            control.should_save = control.should_training_stop = True
+
+
+class StopOnSignal(TrainerCallback):  # type: ignore[misc]
+    """Saves and stops at the end of the step in which SIGTERM arrives."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._previous: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._note)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.stopped:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.stopped = True
+
+
+class StopOnDivergence(TrainerCallback):  # type: ignore[misc]
+    """Ends a training whose loss is no number any more."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        for name in ("loss", "eval_loss"):
+            value = (logs or {}).get(name)
+            if value is not None and not math.isfinite(float(value)):
+                raise RecipeError(
+                    f"The training diverged: {name} is {value} at step {state.global_step}. "
+                    f"Lower train.learning_rate (it is {args.learning_rate}), or set "
+                    "train.max_grad_norm or train.warmup_steps."
+                )
+
+
+def make_arguments(recipe: Recipe, folder: Path, seed: int) -> Any:
+    """The recipe's `TrainingArguments`.
+
+    Raises:
+        RecipeError: transformers refuses a value.
+    """
+    values = DEFAULTS | training_values(recipe.train)
+    if "max_steps" in values and "eval_strategy" not in recipe.train:
+        every = max(1, int(values["max_steps"]) // 10)
+        values |= {"eval_strategy": "steps", "eval_steps": values.get("eval_steps", every)}
+    if not needs_predictions(recipe):
+        values["prediction_loss_only"] = True
+    try:
+        return TrainingArguments(
+            output_dir=str(folder),
+            seed=seed,
+            data_seed=seed,
+            remove_unused_columns=False,
+            **values,
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"train: {' '.join(str(error).split())[:400]}") from error
+
+
+def needs_predictions(recipe: Recipe) -> bool:
+    """Whether a metric takes more than the loss."""
+    return make_compute_metrics(recipe.metrics) is not None
+
+
+def make_trainer(
+    recipe: Recipe,
+    prepared: Prepared,
+    model: Any,
+    folder: Path,
+    seed: int,
+    callbacks: list[TrainerCallback] | None = None,
+) -> Any:
+    """A Trainer for one arm.
+
+    Args:
+        recipe: The recipe.
+        prepared: Its data.
+        model: The arm's model.
+        folder: For checkpoints.
+        seed: Of the order of the data and of dropout: the same for all arms.
+        callbacks: Beside those that every arm has.
+    """
+    return Trainer(
+        model=model,
+        args=make_arguments(recipe, folder, seed),
+        train_dataset=prepared.train,
+        eval_dataset=prepared.eval,
+        data_collator=prepared.collate,
+        processing_class=prepared.processor,
+        compute_metrics=make_compute_metrics(recipe.metrics),
+        preprocess_logits_for_metrics=best_classes,
+        callbacks=[StopOnDivergence(), *(callbacks or [])],
+    )
+
+
+def total_steps(trainer: Any) -> tuple[int, int]:
+    """Optimizer steps of the whole training, and of an epoch (0 for a stream)."""
+    loader = trainer.get_train_dataloader()
+    _, per_epoch, *rest = trainer.set_initial_training_values(trainer.args, loader)
+    return int(rest[-1]), int(per_epoch or 0)
