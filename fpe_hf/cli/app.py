@@ -14,7 +14,10 @@ from ..errors import FPEError
 from ..version import __version__
 from .export import export
 from .inspect import inspect
+from .push import push
+from .recipes import recipes
 from .reproduce import reproduce
+from .run import run, sweep, validate_recipe
 from .validate import validate
 from .widen import widen
 
@@ -57,8 +60,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
-for _command in (widen, inspect, export, validate, reproduce):
+for _command in (widen, inspect, export, push, validate, run, validate_recipe, sweep, reproduce):
     app.command()(_command)
+app.add_typer(recipes, name="recipes")
 
 
 def _show_version(wanted: bool) -> None:

@@ -54,8 +54,23 @@ def build_parent(recipe: Recipe, prepared: Prepared, seed: int) -> Any:
             raise RecipeError(f"model.config: {' '.join(str(error).split())[:300]}") from error
     else:
         model = _pretrained(recipe, prepared, kind, labels)
+    _check_inputs(model, recipe)
     _freeze(model, recipe.model.freeze)
     return model
+
+
+def _check_inputs(model: Any, recipe: Recipe) -> None:
+    """`AutoModel` builds a model of any kind, whatever the task gives it to read."""
+    task, kind = recipe.model.task, model.config.model_type
+    if task == "feature-classification" and model.main_input_name != "features":
+        raise RecipeError(
+            f"model: {kind!r} takes no features; model.task={task!r} is for 'mlp_classifier'."
+        )
+    if task == "image-text-contrastive" and not hasattr(model, "get_image_features"):
+        raise RecipeError(
+            f"model: {kind!r} has no towers for images and texts, as 'clip' and 'siglip' have; "
+            f"model.task={task!r} needs them."
+        )
 
 
 def _label_fields(prepared: Prepared) -> dict[str, Any]:
@@ -79,7 +94,7 @@ def _pretrained(recipe: Recipe, prepared: Prepared, kind: Any, labels: dict[str,
         return kind.from_pretrained(place, revision=revision, dtype="auto", **labels)
     except RecipeError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever is raised at files that are damaged or of another kind
         raise RecipeError(
             f"model.name_or_path: {place!r} cannot be loaded as {kind.__name__} "
             f"({' '.join(str(error).split())[:300]})."

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ..errors import RecipeError
 from .data import Examples
@@ -66,8 +68,6 @@ def prepare(recipe: Recipe, examples: Examples) -> Prepared:
     if task == "feature-classification":
         return _features(recipe, examples)
     _need(examples, _ROLES[task], task)
-    if task.endswith("classification") and not examples.classes:
-        raise RecipeError("data: there are no classes; name the label in data.columns.label.")
     by_task: dict[str, Callable[[Recipe, Examples], Prepared]] = {
         "image-classification": _images,
         "text-classification": _texts,
@@ -79,38 +79,99 @@ def prepare(recipe: Recipe, examples: Examples) -> Prepared:
 
 
 def _need(examples: Examples, roles: Sequence[str], task: str) -> None:
+    """Refuses examples without a column for one of the roles."""
     have = examples.train.column_names or ()
     for role in roles:
         if role not in have:
             raise RecipeError(
                 f"data: the task {task!r} needs {' and '.join(roles)}; there is no column for "
-                f"{role!r} ({', '.join(have) or 'none known'}). Name it in data.columns.{role}."
+                f"{role!r} among {', '.join(examples.columns or have)}. "
+                f"Name it in data.columns.{role}."
             )
+    if "label" in roles and not examples.classes:
+        raise RecipeError("data: there are no classes; name the label in data.columns.label.")
 
 
 def _apply(dataset: Any, transform: Transform) -> Any:
     """Runs a transform now, keeping the results, or at each access if they would fill the disk."""
-    if not hasattr(dataset, "with_transform"):  # a stream
+    if _is_stream(dataset):
         return dataset.map(transform, batched=True, remove_columns=dataset.column_names)
+    one_by_one = _AtAccess(dataset, transform)
+    size = sum(np.asarray(value).nbytes for value in one_by_one[0].values())
+    if size * len(dataset) > _EAGER_BYTES:
+        return one_by_one
     try:
-        size = sum(np.asarray(v[0]).nbytes for v in transform(dataset[:1]).values())
-        if size * len(dataset) > _EAGER_BYTES:
-            return dataset.with_transform(transform)
-        done = dataset.map(
+        return _run(dataset, transform).with_format("torch")
+    except RecipeError:
+        for index in range(len(dataset)):
+            one_by_one[index]  # the example that is to blame raises, named
+        raise
+
+
+def _run(dataset: Any, transform: Transform) -> Any:
+    with _readable("an example"):
+        return dataset.map(
             transform,
             batched=True,
             remove_columns=dataset.column_names,
             desc="Preprocessing",
             load_from_cache_file=False,
         )
+
+
+class _AtAccess(Dataset[dict[str, Any]]):
+    """Examples that are preprocessed whenever they are read."""
+
+    def __init__(self, raw: Any, transform: Transform) -> None:
+        self.raw, self.transform = raw, transform
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index >= len(self):
+            raise IndexError(index)
+        with _readable(_called(self.raw, index)):
+            rows = self.transform(self.raw[index : index + 1])
+            return {name: values[0] for name, values in rows.items()}
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    """Turns whatever a decoder or a processor raises into an error that says where."""
+    try:
+        yield
     except RecipeError:
         raise
-    except Exception as error:  # whatever a decoder raises at a damaged file
+    except Exception as error:
         cause = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise RecipeError(f"data: an example cannot be read ({cause}).") from error
-    if not len(done):
-        raise RecipeError("data: nothing is left after preprocessing.")
-    return done.with_format("torch")
+        raise RecipeError(f"data: {what} cannot be read ({cause}).") from error
+
+
+def _called(raw: Any, index: int) -> str:
+    """How to call an example: by its file if it has one."""
+    import datasets
+
+    for name, feature in raw.features.items():
+        if isinstance(feature, (datasets.Image, datasets.Audio)):
+            stored = raw.cast_column(name, type(feature)(decode=False))[index][name] or {}
+            if stored.get("path"):
+                return str(stored["path"])
+    return f"example {index}"
+
+
+def _is_stream(dataset: Any) -> bool:
+    import datasets
+
+    return isinstance(dataset, datasets.IterableDataset)
+
+
+def _given(rows: Rows, role: str) -> list[Any]:
+    """The values of a column, none of which may be missing."""
+    values = list(rows[role])
+    if any(value is None for value in values):
+        raise RecipeError(f"data.columns.{role}: some examples have no {role}.")
+    return values
 
 
 def _both(examples: Examples, transform: Transform) -> tuple[Any, Any]:
@@ -129,27 +190,33 @@ def _features(recipe: Recipe, examples: Examples) -> Prepared:
     if recipe.data.embed is not None:
         from .data.embedding import embed
 
+        _need(examples, (recipe.data.embed.modality, "label"), recipe.model.task)
         examples = embed(recipe.data.embed, examples)
-    if "features" in (examples.train.column_names or ()):
-        transform: Transform = _vectors
-    else:
-        _need(examples, ("image", "label"), recipe.model.task)
-        transform = _pixels
-    if not examples.classes:
-        raise RecipeError("data: there are no classes; name the label in data.columns.label.")
+    role = "features" if "features" in (examples.train.column_names or ()) else "image"
+    _need(examples, (role, "label"), recipe.model.task)
+    read = _vectors if role == "features" else _pixels
+    width = read(next(iter(examples.train))[role]).size
+
+    def transform(rows: Rows) -> dict[str, Any]:
+        vectors = [read(value) for value in _given(rows, role)]
+        for vector in vectors:
+            if vector.size != width:
+                raise RecipeError(
+                    f"data: {role} of {width} and of {vector.size} numbers: an MLP takes inputs of "
+                    "one size. Make them equal."
+                )
+        return {"features": np.stack(vectors), "labels": rows["label"]}
+
     train, held = _both(examples, transform)
-    width = len(next(iter(train))["features"])
     return Prepared(train, held, _stack, None, examples.classes, width)
 
 
-def _vectors(rows: Rows) -> dict[str, Any]:
-    features = np.asarray(rows["features"], np.float32)
-    return {"features": features.reshape(len(features), -1), "labels": rows["label"]}
+def _vectors(value: Any) -> Any:
+    return np.asarray(value, np.float32).reshape(-1)
 
 
-def _pixels(rows: Rows) -> dict[str, Any]:
-    pixels = np.stack([np.asarray(image, np.float32) / 255 for image in rows["image"]])
-    return {"features": pixels.reshape(len(pixels), -1), "labels": rows["label"]}
+def _pixels(image: Any) -> Any:
+    return _vectors(image) / 255
 
 
 # -- images ------------------------------------------------------------------------------------
@@ -160,7 +227,8 @@ def _images(recipe: Recipe, examples: Examples) -> Prepared:
     channels = len(getattr(processor, "image_mean", None) or (0, 0, 0))
 
     def transform(rows: Rows) -> dict[str, Any]:
-        images = [image.convert("L" if channels == 1 else "RGB") for image in rows["image"]]
+        mode = "L" if channels == 1 else "RGB"
+        images = [image.convert(mode) for image in _given(rows, "image")]
         pixels = processor(images, return_tensors="np")["pixel_values"]
         return {"pixel_values": np.asarray(pixels, np.float32), "labels": rows["label"]}
 
@@ -194,7 +262,7 @@ def _pretrained(kind: Any, place: str, recipe: Recipe) -> Any:
     own = place == recipe.model.name_or_path
     try:
         return kind.from_pretrained(place, revision=(own and recipe.model.revision) or "main")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # processors raise what they like where their files are missing
         raise RecipeError(
             f"data.processor: no {kind.__name__} can be loaded from {place!r} "
             f"({' '.join(str(error).split())[:200]}). Name one in data.processor.name_or_path."
@@ -213,6 +281,10 @@ def _tokenizer(recipe: Recipe) -> Any:
             "data.processor.name_or_path is missing: a model built from a config needs a tokenizer."
         )
     tokenizer = _pretrained(AutoTokenizer, place, recipe)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made up by transformers
+        raise RecipeError(
+            f"data.processor: {place!r} has no tokenizer. Name one in data.processor.name_or_path."
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -224,8 +296,10 @@ def _texts(recipe: Recipe, examples: Examples) -> Prepared:
     tokenizer = _tokenizer(recipe)
 
     def transform(rows: Rows) -> dict[str, Any]:
-        pair = rows.get("text_pair")
-        tokens = tokenizer(rows["text"], pair, truncation=True, max_length=recipe.data.max_length)
+        pair = _given(rows, "text_pair") if "text_pair" in rows else None
+        tokens = tokenizer(
+            _given(rows, "text"), pair, truncation=True, max_length=recipe.data.max_length
+        )
         return {**tokens, "labels": rows["label"]}
 
     train, held = _both(examples, transform)
@@ -241,7 +315,7 @@ def _language(recipe: Recipe, examples: Examples) -> Prepared:
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
     def transform(rows: Rows) -> dict[str, Any]:
-        texts = [text for text in rows["text"] if text.strip()]
+        texts = [text for text in _given(rows, "text") if text.strip()]
         joined = [token for text in texts for token in (*tokenizer(text)["input_ids"], *end)]
         if len(joined) < length:
             return {"input_ids": [], "labels": []}
@@ -249,14 +323,12 @@ def _language(recipe: Recipe, examples: Examples) -> Prepared:
         return {"input_ids": blocks, "labels": [list(block) for block in blocks]}
 
     def run(dataset: Any) -> Any:
-        done = dataset.map(
-            transform,
-            batched=True,
-            remove_columns=dataset.column_names,
-            **({} if recipe.data.streaming else {"load_from_cache_file": False}),
-        )
-        if not recipe.data.streaming and not len(done):
-            raise RecipeError(f"data: the texts are shorter than one block of {length} tokens.")
+        if _is_stream(dataset):
+            done = dataset.map(transform, batched=True, remove_columns=dataset.column_names)
+        else:
+            done = _run(dataset, transform)
+            if not len(done):
+                raise RecipeError(f"data: the texts are shorter than one block of {length} tokens.")
         return done.with_format("torch")
 
     return Prepared(run(examples.train), run(examples.eval), default_data_collator, tokenizer, ())
@@ -276,13 +348,24 @@ def _sounds(recipe: Recipe, examples: Examples) -> Prepared:
     length = recipe.data.max_length or 10 * rate
 
     def transform(rows: Rows) -> dict[str, Any]:
-        sounds = [_samples(sound, rate)[:length] for sound in rows["audio"]]
+        sounds = [_samples(sound, rate)[:length] for sound in _given(rows, "audio")]
         whole = [np.pad(sound, (0, length - len(sound))) for sound in sounds]
         inputs = extractor(whole, sampling_rate=rate, return_tensors="np")
         return {**{k: np.asarray(v) for k, v in inputs.items()}, "labels": rows["label"]}
 
-    train, held = _both(examples, transform)
+    train, held = (
+        _apply(_resampled(part, rate), transform) for part in (examples.train, examples.eval)
+    )
     return Prepared(train, held, _stack, extractor, examples.classes)
+
+
+def _resampled(examples: Any, rate: int) -> Any:
+    """Sounds in files are decoded at the rate of the model."""
+    import datasets
+
+    if isinstance((examples.features or {}).get("audio"), datasets.Audio):
+        return examples.cast_column("audio", datasets.Audio(sampling_rate=rate))
+    return examples
 
 
 def _samples(sound: Any, rate: int) -> Any:
@@ -314,9 +397,9 @@ def _pairs(recipe: Recipe, examples: Examples) -> Prepared:
     processor = _pretrained(AutoProcessor, place, recipe)
 
     def transform(rows: Rows) -> dict[str, Any]:
-        images = [image.convert("RGB") for image in rows["image"]]
+        images = [image.convert("RGB") for image in _given(rows, "image")]
         inputs = processor(
-            text=rows["text"],
+            text=_given(rows, "text"),
             images=images,
             padding="max_length",
             truncation=True,

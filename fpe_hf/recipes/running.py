@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from accelerate import PartialState
 
 from ..auditing import audit
 from ..errors import RecipeError
@@ -24,7 +23,14 @@ from .preprocessing import Prepared, prepare
 from .results import ArmResult, Results
 from .schema import Recipe
 from .splitting import split_checkpoint
-from .training import Interrupted, StopAt, StopOnSignal, make_trainer, total_steps
+from .training import (
+    Interrupted,
+    StopAt,
+    StopOnSignal,
+    make_arguments,
+    make_trainer,
+    total_steps,
+)
 
 Say = Callable[[str], None]
 
@@ -48,8 +54,9 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, say: Say = print) -> Res
             diverged.
         Interrupted: The process was asked to stop; `resume` goes on.
     """
-    state = PartialState()
     folder = recipe.output.folder
+    # The arguments know of train.use_cpu, which decides how processes talk to each other.
+    state = make_arguments(recipe, folder, recipe.compare.seeds[0]).distributed_state
     if state.is_main_process:
         _claim(folder, recipe, resume)
     state.wait_for_everyone()

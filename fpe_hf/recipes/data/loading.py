@@ -13,6 +13,7 @@ from ..schema import Data
 from .idx import FASHION_CLASSES, fashion_mnist
 
 BUILDERS = ("imagefolder", "audiofolder", "csv", "json", "parquet", "arrow", "text")
+_SAVED = ("dataset_info.json", "dataset_dict.json")  # in the folder of a saved data set
 _SEED = 0  # of what is held out: the same for all arms and seeds
 _ALIASES = {
     "image": ("image", "img", "pixel_values"),
@@ -33,11 +34,13 @@ class Examples:
             `text_pair`, `audio`, `features` and `label`.
         eval: Likewise.
         classes: Names of the classes, in the order of their labels; empty if there are none.
+        columns: What the source calls its columns, for messages.
     """
 
     train: Any
     eval: Any
     classes: tuple[str, ...]
+    columns: tuple[str, ...] = ()
 
 
 def load_examples(data: Data) -> Examples:
@@ -50,6 +53,7 @@ def load_examples(data: Data) -> Examples:
         train, held = _load(data, data.splits.train), _load(data, data.splits.eval)
     else:
         train, held = _hold_out(_load(data, data.splits.train), data.splits.eval)
+    columns = _columns(train)
     train, held = _renamed(train, data), _renamed(held, data)
     train, held, classes = _with_labels(train, held)
     if data.classes is not None:
@@ -58,27 +62,20 @@ def load_examples(data: Data) -> Examples:
     for part, name in ((train, "train"), (held, "eval")):
         if not data.streaming and len(part) == 0:
             raise RecipeError(f"data.splits.{name}: {data.source!r} holds no example there.")
-    return Examples(train, held, classes)
+    return Examples(train, held, classes, columns)
 
 
 # -- sources -----------------------------------------------------------------------------------
 
 
 def _load(data: Data, split: str) -> Any:
-    name, bracket, _ = split.partition("[")
-    if data.source in ("digits", "fashion-mnist"):
-        dataset = _digits() if data.source == "digits" else _fashion(data, name)
-        if data.source == "digits" and name != "train":
-            raise RecipeError(
-                f"data.splits: digits has no split {name!r}, only 'train'; hold out a share of it."
-            )
-        if bracket:
-            raise RecipeError(f"data.splits: {data.source} cannot be sliced ({split!r}).")
-        return dataset
+    if data.source == "digits":
+        _only_train(data, split)
+        return _digits()
+    if data.source == "fashion-mnist":
+        return _fashion(data, split)
     with _reading(data, split):
-        if (Path(data.source) / "dataset_info.json").is_file() or (
-            Path(data.source) / "dataset_dict.json"
-        ).is_file():
+        if any(Path(data.source, name).is_file() for name in _SAVED):
             return _saved(data, split)
         import datasets
 
@@ -142,12 +139,21 @@ def _files(files: Any) -> Iterator[str]:
         yield from _files(entry)
 
 
+def _only_train(data: Data, split: str) -> None:
+    if split != "train":
+        raise RecipeError(
+            f"data.splits: {data.source} has no split {split!r}, only 'train', whole; hold out a "
+            "share of it in data.splits.eval."
+        )
+
+
 def _saved(data: Data, split: str) -> Any:
     """A data set that `save_to_disk` wrote."""
     import datasets
 
     saved = datasets.load_from_disk(data.source)
     if isinstance(saved, datasets.Dataset):
+        _only_train(data, split)
         return saved
     if split not in saved:
         raise RecipeError(f"data.splits: no split {split!r} there; accepted: {', '.join(saved)}.")
@@ -191,9 +197,13 @@ def _hold_out(dataset: Any, share: float) -> tuple[Any, Any]:
     return parts["train"], parts["test"]
 
 
+def _columns(dataset: Any) -> tuple[str, ...]:
+    return tuple(dataset.column_names or next(iter(dataset), {}))
+
+
 def _renamed(dataset: Any, data: Data) -> Any:
     """Only the columns with a role, named by it."""
-    names = dataset.column_names or list(next(iter(dataset), {}))
+    names = _columns(dataset)
     chosen: dict[str, str] = {}
     for role, aliases in _ALIASES.items():
         asked = data.columns.get(role)  # type: ignore[call-overload]
@@ -217,17 +227,18 @@ def _with_labels(train: Any, held: Any) -> tuple[Any, Any, tuple[str, ...]]:
     if train.features is None or "label" not in train.features:
         return train, held, ()
     feature = train.features["label"]
-    if isinstance(feature, datasets.ClassLabel):
-        return train, held, tuple(feature.names)
     if isinstance(train, datasets.IterableDataset):
+        if isinstance(feature, datasets.ClassLabel):
+            return train, held, tuple(feature.names)
         raise RecipeError("data.streaming: the classes are not known beforehand in this data set.")
-    values = sorted(set(train.unique("label")), key=str)
-    if any(value is None for value in values):
-        raise RecipeError("data.columns.label: some labels are missing.")
-    if all(isinstance(value, int) for value in values):
-        return train, held, _numbered(values, held)
+    values, evaluated = (_distinct(part) for part in (train, held))
+    if isinstance(feature, datasets.ClassLabel):
+        _check_range([*values, *evaluated], len(feature.names))
+        return train, held, tuple(feature.names)
+    if all(type(value) is int for value in values):  # a boolean is a word
+        return train, held, _numbered(values, evaluated)
     names = [str(value) for value in values]
-    unknown = set(map(str, held.unique("label"))) - set(names)
+    unknown = set(map(str, evaluated)) - set(names)
     if unknown:
         raise RecipeError(f"data.columns.label: {sorted(unknown)[0]!r} evaluates but never trains.")
     classes = datasets.ClassLabel(names=names)
@@ -243,13 +254,30 @@ def _with_labels(train: Any, held: Any) -> tuple[Any, Any, tuple[str, ...]]:
     )
 
 
-def _numbered(values: list[int], held: Any) -> tuple[str, ...]:
+def _distinct(part: Any) -> list[Any]:
+    """The labels that occur."""
+    values = sorted(set(part.unique("label")), key=str)
+    for value in values:
+        if value is None:
+            raise RecipeError("data.columns.label: some labels are missing.")
+        if not isinstance(value, (int, str)):
+            raise RecipeError(
+                f"data.columns.label: {value!r} is no label: words or whole numbers are wanted."
+            )
+    return values
+
+
+def _check_range(values: list[int], count: int) -> None:
+    for value in values:
+        if not 0 <= value < count:
+            raise RecipeError(
+                f"data.columns.label: {value} is out of range: labels run from 0 to {count - 1}."
+            )
+
+
+def _numbered(values: list[int], evaluated: list[int]) -> tuple[str, ...]:
     count = max(values) + 1
-    outside = [value for value in (*values, *held.unique("label")) if not 0 <= value < count]
-    if outside:
-        raise RecipeError(
-            f"data.columns.label: {outside[0]} is out of range: labels run from 0 to {count - 1}."
-        )
+    _check_range([*values, *evaluated], count)
     if len(values) < count / 2:
         raise RecipeError(
             f"data.columns.label: only {len(values)} of the labels 0 to {count - 1} occur: these "

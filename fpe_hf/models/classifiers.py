@@ -1,8 +1,4 @@
-"""Small classifiers of the paper's kind, as transformers models: an MLP, and a CNN with one.
-
-They are registered with transformers' auto classes: once this module is imported, they load like
-any other model.
-"""
+"""The models themselves. Importing this module registers them with transformers' auto classes."""
 
 from __future__ import annotations
 
@@ -11,50 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ImageClassifierOutput
 
-
-class MLPClassifierConfig(PreTrainedConfig):  # type: ignore[misc]
-    """Config of `MLPClassifier`.
-
-    Args:
-        num_features: Width of the input.
-        hidden_sizes: Neurons of every hidden layer.
-        hidden_act: Activation.
-    """
-
-    model_type = "mlp_classifier"
-
-    num_features: int = 64
-    hidden_sizes: tuple[int, ...] | list[int] = (8,)
-    hidden_act: str = "relu"
-
-
-class CNNClassifierConfig(PreTrainedConfig):  # type: ignore[misc]
-    """Config of `CNNClassifier`.
-
-    Args:
-        num_channels: Channels of the image.
-        image_size: Height and width of the image in pixels.
-        channels: Channels of every convolution; each halves height and width.
-        hidden_sizes: Neurons of every hidden layer of the MLP head.
-        hidden_act: Activation.
-    """
-
-    model_type = "cnn_classifier"
-
-    num_channels: int = 1
-    image_size: int = 28
-    channels: tuple[int, ...] | list[int] = (16, 32)
-    hidden_sizes: tuple[int, ...] | list[int] = (8,)
-    hidden_act: str = "relu"
+from .configs import CNNClassifierConfig, MLPClassifierConfig
 
 
 class _Classifier(PreTrainedModel):  # type: ignore[misc]
@@ -136,6 +96,5 @@ class CNNClassifier(_Classifier):
 
 
 for _config, _model in ((MLPClassifierConfig, MLPClassifier), (CNNClassifierConfig, CNNClassifier)):
-    AutoConfig.register(_config.model_type, _config)
-    AutoModel.register(_config, _model)
-    AutoModelForImageClassification.register(_config, _model)
+    AutoModel.register(_config, _model, exist_ok=True)
+    AutoModelForImageClassification.register(_config, _model, exist_ok=True)

@@ -1,0 +1,68 @@
+"""`fpe-hf run`, `fpe-hf validate-recipe` and `fpe-hf sweep`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Recipe = Annotated[
+    str, typer.Argument(help="File, or name of a ready recipe.", metavar="RECIPE")
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Argument(help="Take the place of what the recipe says.", metavar="KEY.SUB=VALUE..."),
+]
+
+
+def run(
+    recipe: Recipe,
+    assignments: Assignments = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an earlier run in the folder stopped.")
+    ] = False,
+) -> None:
+    """Runs a recipe: trains every arm with every seed, and writes the report."""
+    from ..recipes.launching import launch, open_recipe
+
+    opened = open_recipe(recipe, assignments or ())
+    from ..recipes.training import Interrupted
+
+    try:
+        launch(opened, resume=resume, say=typer.echo)
+    except Interrupted as stop:
+        typer.echo(f"Stopped: {stop}; --resume goes on.", err=True)
+        raise typer.Exit(143) from stop
+
+
+def validate_recipe(recipe: Recipe, assignments: Assignments = None) -> None:
+    """Checks a recipe. Nothing is loaded, downloaded or trained."""
+    from ..recipes.launching import open_recipe
+
+    opened = open_recipe(recipe, assignments or ())
+    arms, seeds = opened.compare.arms, opened.compare.seeds
+    typer.echo(
+        f"OK: {opened.model.task} on {opened.data.source}; arms {', '.join(arms)}; "
+        f"{len(seeds)} seed(s); output in {opened.output.folder}"
+    )
+
+
+def sweep(
+    recipe: Recipe,
+    assignments: Assignments = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes.")] = 1,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of Optuna's storage, for several machines. [default: a file in the "
+            "output folder]",
+            metavar="URL",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Runs a recipe at every point of its sweep section. Points that are done are left alone."""
+    from ..recipes.sweeping import run_sweep
+
+    table = run_sweep(recipe, assignments or (), jobs=jobs, storage=storage, say=typer.echo)
+    typer.echo(f"Results: {table}")

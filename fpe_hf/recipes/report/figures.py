@@ -1,0 +1,195 @@
+"""The pictures of the report, as PNG, for light and for dark pages."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ..results import Results
+from .curves import curve, gain_curve, split_step
+from .tables import COMPARED, INTERFERENCE, interference_means
+from .units import axis
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a picture.
+
+    Attributes:
+        page: Background.
+        text: Texts and axes.
+        faint: Grid and auxiliary lines.
+        arms: Arm -> colour; told apart by people who see few colours too (Okabe and Ito's).
+    """
+
+    page: str
+    text: str
+    faint: str
+    arms: dict[str, str]
+
+
+LIGHT = Theme(
+    page="#ffffff",
+    text="#24292f",
+    faint="#8c959f",
+    arms={"dense": "#57606a", "fpe": "#0072b2", "overlap": "#d55e00", "wide-dense": "#009e73"},
+)
+DARK = Theme(
+    page="#0d1117",
+    text="#e6edf3",
+    faint="#6e7681",
+    arms={"dense": "#b1bac4", "fpe": "#56b4e9", "overlap": "#e69f00", "wide-dense": "#2ec49a"},
+)
+
+_STYLES = {"dense": "-", "fpe": "-", "overlap": "--", "wide-dense": "-."}
+_FEW = 30
+"""Points up to which each is marked."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture.
+
+    Attributes:
+        name: Part of a file name.
+        caption: What it shows.
+        light: PNG for a light page.
+        dark: PNG for a dark page.
+    """
+
+    name: str
+    caption: str
+    light: bytes
+    dark: bytes
+
+
+def curves_figure(results: Results, metric: str, theme: Theme) -> bytes | None:
+    """A metric by step of every arm, and below it the gain over dense.
+
+    Args:
+        results: The run.
+        metric: Name.
+        theme: Colours.
+
+    Returns:
+        PNG, or `None` if the metric was not evaluated while the arms trained.
+    """
+    factor, label = axis(metric)
+    figure, (above, below) = _new(theme, (7.5, 5.4), 2, 1, sharex=True, height_ratios=[3, 2])
+    drawn = False
+    for arm in results.arms:
+        line = curve(results, arm, metric)
+        if line is None:
+            continue
+        drawn = True
+        low, high = (factor * bound for bound in line.span)
+        _line(above, arm, line.steps, factor * line.mean, (low, high), theme)
+        gain = None if arm == "dense" else gain_curve(results, arm, metric)
+        if gain is not None:
+            mean, error = factor * gain.mean, factor * gain.error
+            _line(below, arm, gain.steps, mean, (mean - error, mean + error), theme)
+    if not drawn:
+        return None
+    below.axhline(0, color=theme.arms["dense"], linewidth=1.2)
+    split = split_step(results)
+    if split is not None:
+        for axes in (above, below):
+            axes.axvline(split, color=theme.faint, linewidth=1.2, linestyle=":")
+        above.annotate(
+            "split",
+            xy=(split, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, -2),
+            textcoords="offset points",
+            va="top",
+            color=theme.text,
+        )
+    above.set_ylabel(label, parse_math=False)
+    below.set_ylabel("gain over dense" + ("\n(points)" if factor == 100 else ""))
+    below.set_xlabel("optimizer steps")
+    _legend(figure, above, theme)
+    return _png(figure)
+
+
+def interference_figure(results: Results, theme: Theme) -> bytes | None:
+    """Interference before and after the training, means over projections and seeds.
+
+    Args:
+        results: The run.
+        theme: Colours.
+
+    Returns:
+        PNG, or `None` if it was not measured.
+    """
+    means = {arm: interference_means(results, arm) for arm in COMPARED}
+    means = {arm: by_projection for arm, by_projection in means.items() if by_projection}
+    if not means:
+        return None
+    figure, panels = _new(theme, (7.5, 2.9), 1, len(INTERFERENCE))
+    for axes, (name, title) in zip(panels, INTERFERENCE.items(), strict=True):
+        for arm, by_projection in means.items():
+            pairs = [values[name] for values in by_projection.values()]
+            ends = [statistics.fmean(side) for side in zip(*pairs, strict=True)]
+            _line(axes, arm, (0, 1), ends, None, theme)
+        axes.set_title(title, color=theme.text, fontsize=10)
+        axes.set_xticks([0, 1], ["before", "after"])
+        axes.set_xlim(-0.2, 1.2)
+        axes.margins(y=0.15)
+    _legend(figure, panels[0], theme)
+    return _png(figure)
+
+
+def _new(theme: Theme, size: tuple[float, float], rows: int, columns: int, **kwargs: Any) -> Any:
+    figure = Figure(figsize=size, layout="constrained", facecolor=theme.page)
+    all_axes = figure.subplots(rows, columns, **kwargs)
+    for axes in all_axes:
+        axes.set_facecolor(theme.page)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(theme.faint)
+        axes.tick_params(color=theme.faint, labelcolor=theme.text)
+        axes.xaxis.label.set_color(theme.text)
+        axes.yaxis.label.set_color(theme.text)
+        axes.grid(axis="y", color=theme.faint, alpha=0.25, linewidth=0.7)
+        axes.set_axisbelow(True)
+    return figure, all_axes
+
+
+def _line(axes: Any, arm: str, x: Any, y: Any, band: tuple[Any, Any] | None, theme: Theme) -> None:
+    color = theme.arms.get(arm, theme.text)
+    axes.plot(
+        x,
+        y,
+        _STYLES.get(arm, "-"),
+        label=arm,
+        color=color,
+        linewidth=2.2 if arm == "fpe" else 1.6,
+        marker="o" if len(x) <= _FEW else None,
+        markersize=3.5,
+        zorder=3 if arm == "fpe" else 2.5,
+    )
+    if band is not None:
+        axes.fill_between(x, *band, color=color, alpha=0.18, linewidth=0)
+
+
+def _legend(figure: Any, axes: Any, theme: Theme) -> None:
+    """One legend above all panels, where it hides nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper center",
+        ncols=len(labels),
+        frameon=False,
+        labelcolor=theme.text,
+        handlelength=3,
+    )
+
+
+def _png(figure: Any) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=144)
+    return stream.getvalue()

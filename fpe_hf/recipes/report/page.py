@@ -1,0 +1,79 @@
+"""Writes the report: one HTML file with all in it, and Markdown with its pictures beside it."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from ..results import Results
+from .content import Report, compose
+from .latency import Latency
+
+HTML, MARKDOWN = "report.html", "report.md"
+
+
+def write_report(results: Results, folder: Path, latency: Latency | None = None) -> None:
+    """Writes `report.html`, `report.md` and the pictures of the latter, `report-NAME.png`.
+
+    The environment in it is that of this process.
+
+    Args:
+        results: What came out of a run.
+        folder: An existing folder; an earlier report in it is replaced.
+        latency: From `measure_saved` or `measure_latency`.
+    """
+    report = compose(results, latency)
+    for picture in report.pictures:
+        _write(folder / picture_file(picture.name), picture.light)
+    for name in (HTML, MARKDOWN):
+        _write(folder / name, render(report, name).encode())
+
+
+def render(report: Report, name: str) -> str:
+    """The text of `report.html` or `report.md`."""
+    environment = Environment(
+        loader=PackageLoader(__name__.rpartition(".")[0]),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "data_uri": _data_uri,
+        "fence": _fence,
+        "md": escape_markdown,
+        "picture_file": picture_file,
+    }
+    return environment.get_template(name).render(report=report)
+
+
+def picture_file(name: str) -> str:
+    """File name of a picture."""
+    return f"report-{name}.png"
+
+
+def escape_markdown(text: str) -> str:
+    """A text on one line that Markdown shows as it is, in tables too."""
+    return re.sub(r"([\\`*_\[\]<>|~#&])", r"\\\1", " ".join(text.split()))
+
+
+def _fence(code: str) -> str:
+    """A code fence that nothing in the code can close."""
+    longest = max(map(len, re.findall("`+", code)), default=0)
+    return "`" * max(3, longest + 1)
+
+
+def _data_uri(png: bytes) -> Markup:
+    return Markup("data:image/png;base64," + base64.b64encode(png).decode())  # noqa: S704
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(file)

@@ -1,0 +1,53 @@
+"""Numbers in the units that people read."""
+
+from __future__ import annotations
+
+import re
+
+from ..evaluation import LOWER_IS_BETTER
+from ..results import show
+
+_PREFIXES = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is shown in percent, and its differences in points."""
+    return metric not in LOWER_IS_BETTER
+
+
+def amount(metric: str, difference: float) -> str:
+    """The size of a difference between two values of a metric: `1.23 points`."""
+    size = abs(difference)
+    return f"{100 * size:.2f} points" if is_share(metric) else f"{size:.3f}"
+
+
+def signed(metric: str, difference: float, error: float | None = None) -> str:
+    """A difference with its sign, and its standard error if there is one: `+1.23 ± 0.40`."""
+    factor, digits = (100, 2) if is_share(metric) else (1, 3)
+    tail = "" if error is None else f" ± {factor * error:.{digits}f}"
+    return f"{factor * difference:+.{digits}f}{tail}"
+
+
+def with_spread(metric: str, mean: float, spread: float | None) -> str:
+    """A value and its spread: `88.61% ± 0.40%`."""
+    return show(metric, mean) + ("" if spread is None else f" ± {show(metric, spread)}")
+
+
+def axis(metric: str) -> tuple[float, str]:
+    """Factor and label of an axis that shows a metric."""
+    return (100.0, f"{metric} (%)") if is_share(metric) else (1.0, metric)
+
+
+def size(number: int) -> str:
+    """A number of bytes: `2.5 KiB`."""
+    value, prefix = float(number), _PREFIXES[0]
+    for prefix in _PREFIXES:  # noqa: B007  (the last one if none is large enough)
+        if value < 1024:
+            break
+        value /= 1024
+    return f"{number} B" if prefix == "B" else f"{value:.1f} {prefix}"
+
+
+def slug(name: str) -> str:
+    """A name that can be part of a file name."""
+    return re.sub(r"\W+", "-", name, flags=re.ASCII).strip("-").lower()

@@ -1,0 +1,147 @@
+"""Two processes compute what one computes: DDP through a recipe, FSDP2 on a widened model."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+import fpe_hf
+from fpe_hf.recipes.launching import accelerate_config
+from tiny_models import tiny_model
+
+RECIPE = """
+model:
+  task: image-classification
+  config:
+    model_type: vit
+    hidden_size: 16
+    intermediate_size: 32
+    num_hidden_layers: 1
+    num_attention_heads: 2
+    image_size: 8
+    patch_size: 4
+    num_channels: 1
+data: {source: digits, max_train_samples: 64, max_eval_samples: 16}
+widen: {alpha: 2, layout: block, at: {step: 2}}
+train:
+  max_steps: 4
+  per_device_train_batch_size: 8
+  learning_rate: 1e-3
+  use_cpu: true
+  disable_tqdm: true
+output: {folder: run}
+"""
+
+
+def launch(folder: Path, *words: str) -> dict[str, Any]:
+    """Runs the recipe by a command; returns the weights of both arms."""
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(RECIPE)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    assert result.stdout.count("seed 0, fpe") == 1, "only the main process speaks"
+    place = folder / "run" / "seed-0"
+    return {a: load_file(place / a / "model" / "model.safetensors") for a in ("dense", "fpe")}
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    config = str(accelerate_config("ddp-cpu"))
+    two = launch(
+        tmp_path / "two",
+        "accelerate.commands.launch",
+        f"--config_file={config}",
+        f"--main_process_port={free_port()}",
+        "-m",
+        "fpe_hf.recipes",
+        "recipe.yaml",
+        "train.per_device_train_batch_size=4",
+    )
+    one = launch(tmp_path / "one", "fpe_hf.recipes", "recipe.yaml")
+    for arm, weights in one.items():
+        assert weights.keys() == two[arm].keys()
+        for name, tensor in weights.items():
+            if not name.endswith("checksum"):
+                torch.testing.assert_close(two[arm][name], tensor, rtol=1e-4, atol=1e-4)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def in_two_processes(work: Callable[[int], None], rendezvous: Path) -> None:
+    """Forks two processes with a gloo group of their own."""
+
+    def run(rank: int) -> None:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2
+        )
+        work(rank)
+        dist.destroy_process_group()
+
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=run, args=(rank,)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+@pytest.mark.parametrize("layout", ["element", "block"])
+def test_fsdp2_computes_and_saves_what_one_process_does(layout: str, tmp_path: Path) -> None:
+    ids = torch.randint(5, 20, (4, 6), generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 3])
+
+    def widened() -> Any:
+        model = tiny_model("bert_classifier").eval()
+        return fpe_hf.widen(model, layout=layout, learn_coupling=True, coupling=0.5)
+
+    def step(model: Any, rows: slice) -> None:
+        model(input_ids=ids[rows], labels=labels[rows]).loss.backward()
+
+    def work(rank: int) -> None:
+        model = widened()
+        mesh = init_device_mesh("cpu", (2,))
+        for layer in model.bert.encoder.layer:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        step(model, slice(2 * rank, 2 * rank + 2))
+        gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters()}
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+        whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+        if rank == 0:
+            torch.save(gradients, tmp_path / "gradients.pt")
+            model.save_pretrained(tmp_path / "saved", state_dict=whole)
+
+    in_two_processes(work, tmp_path / "rendezvous")
+    alone = widened()
+    step(alone, slice(None))
+    gradients = torch.load(tmp_path / "gradients.pt")
+    assert gradients.keys() == {name for name, _ in alone.named_parameters()}
+    for name, parameter in alone.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6)
+    torch.optim.SGD(alone.parameters(), lr=0.1).step()
+    loaded = type(alone).from_pretrained(tmp_path / "saved").eval()
+    fpe_hf.audit(loaded, strict=True)
+    torch.testing.assert_close(
+        loaded(input_ids=ids).logits, alone(input_ids=ids).logits, rtol=1e-4, atol=1e-5
+    )

@@ -1,0 +1,216 @@
+"""Killed, stopped or out of disk at any moment: resuming gives what an uninterrupted run gives."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from fpe_hf.errors import RecipeError
+from fpe_hf.recipes import running, splitting
+from fpe_hf.recipes.checkpoints import last_whole_checkpoint
+from fpe_hf.recipes.parsing import parse_recipe
+from fpe_hf.recipes.schema import Recipe
+from fpe_hf.recipes.training import Interrupted
+
+RECIPE = """
+model:
+  task: feature-classification
+  config: {model_type: mlp_classifier, hidden_sizes: [8]}
+data: {source: digits, max_train_samples: 96, max_eval_samples: 32}
+widen: {targets: [layers], learn_coupling: true, coupling: 0.5, at: {step: 3}}
+train:
+  max_steps: 9
+  per_device_train_batch_size: 16
+  learning_rate: 1e-2
+  weight_decay: 0.1
+  save_strategy: steps
+  save_steps: 2
+  disable_tqdm: true
+  use_cpu: true
+compare: {arms: [dense, fpe, overlap]}
+"""
+ARMS = ("dense", "fpe", "overlap")
+
+
+def recipe(folder: Path, *assignments: str) -> Recipe:
+    return parse_recipe(RECIPE, [f"output.folder={folder}", *assignments])
+
+
+def weights(folder: Path) -> dict[str, dict[str, Any]]:
+    return {a: load_file(folder / "seed-0" / a / "model" / "model.safetensors") for a in ARMS}
+
+
+def same(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) -> bool:
+    return all(
+        one[arm].keys() == other[arm].keys()
+        and all(torch.equal(tensor, other[arm][name]) for name, tensor in one[arm].items())
+        for arm in ARMS
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    running.run_recipe(recipe(folder))
+    return weights(folder)
+
+
+class _Die(TrainerCallback):  # type: ignore[misc]
+    """Does something at the end of a step: to kill, to stop."""
+
+    def __init__(self, step: int, arm: str, action: Callable[[], None]) -> None:
+        self.step, self.arm, self.action = step, arm, action
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step and Path(args.output_dir).name == self.arm:
+            self.action()
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def with_callback(callback: TrainerCallback) -> Callable[..., Any]:
+    make = running.make_trainer
+
+    def make_trainer(*args: Any, **kwargs: Any) -> Any:
+        trainer = make(*args, **kwargs)
+        trainer.add_callback(callback)
+        return trainer
+
+    return make_trainer
+
+
+def in_a_fork(run: Callable[[], None]) -> int | None:
+    """Exit code of a process that runs it; negative: the signal that ended it."""
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+@pytest.mark.parametrize(
+    ("arm", "step"), [("warm-up", 1), ("dense", 5), ("fpe", 4), ("fpe", 8), ("overlap", 7)]
+)
+def test_killed_at_a_step(
+    arm: str, step: int, uninterrupted: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+
+    def run() -> None:
+        running.make_trainer = with_callback(_Die(step, arm, kill))
+        running.run_recipe(recipe(folder))
+
+    assert in_a_fork(run) == -signal.SIGKILL
+    assert not (folder / "results.json").exists()
+    running.run_recipe(recipe(folder), resume=True)
+    assert same(weights(folder), uninterrupted)
+
+
+@pytest.mark.parametrize("arm", ["dense", "fpe"])
+def test_killed_while_a_checkpoint_is_written(
+    arm: str, uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+
+    def save(content: Any, file: Any, *rest: Any) -> None:
+        if f"{arm}/checkpoint-6" in str(file):
+            kill()
+        original(content, file, *rest)
+
+    original = torch.save
+
+    def run() -> None:
+        torch.save = save
+        running.run_recipe(recipe(folder))
+
+    assert in_a_fork(run) == -signal.SIGKILL
+    partial = folder / "seed-0" / arm / "checkpoint-6"
+    assert partial.is_dir()
+    assert last_whole_checkpoint(partial.parent) == partial.with_name("checkpoint-4")
+    running.run_recipe(recipe(folder), resume=True)
+    assert same(weights(folder), uninterrupted)
+
+
+def test_killed_in_the_midst_of_the_split(uninterrupted: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    def run() -> None:
+        splitting.carry_state = lambda *_: kill()
+        running.run_recipe(recipe(folder))
+
+    assert in_a_fork(run) == -signal.SIGKILL
+    running.run_recipe(recipe(folder), resume=True)
+    assert same(weights(folder), uninterrupted)
+
+
+def test_sigterm_saves_and_stops(
+    uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    stop = _Die(5, "fpe", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "make_trainer", with_callback(stop))
+        with pytest.raises(Interrupted, match="step"):
+            running.run_recipe(recipe(folder))
+    assert last_whole_checkpoint(folder / "seed-0" / "fpe") is not None
+    running.run_recipe(recipe(folder), resume=True)
+    assert same(weights(folder), uninterrupted)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    original = torch.save
+
+    def save(content: Any, file: Any, *rest: Any) -> None:
+        if "fpe/checkpoint-8" in str(file):
+            Path(file).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        original(content, file, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save)
+        with pytest.raises(OSError, match="No space"):
+            running.run_recipe(recipe(folder))
+    checkpoint = last_whole_checkpoint(folder / "seed-0" / "fpe")
+    assert checkpoint is not None
+    assert checkpoint.name == "checkpoint-6"
+    running.run_recipe(recipe(folder), resume=True)
+    assert same(weights(folder), uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "named"),
+    [
+        ("widen.alpha=4", "widen.alpha: None -> 4"),
+        ("widen.coupling=0.25", "widen.coupling: 0.5 -> 0.25"),
+        ("train.learning_rate=0.1", "train.learning_rate"),
+        ("compare.seeds=[1]", "compare.seeds"),
+    ],
+)
+def test_resume_refuses_another_recipe(assignment: str, named: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    running._claim(folder, recipe(folder), resume=False)
+    running._claim(folder, recipe(folder), resume=True)
+    with pytest.raises(RecipeError, match=named):
+        running._claim(folder, recipe(folder, assignment), resume=True)
+
+
+def test_a_used_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(RecipeError, match="output.folder"):
+            running.run_recipe(recipe(tmp_path), resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
