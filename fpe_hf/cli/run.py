@@ -6,9 +6,7 @@ from typing import Annotated
 
 import typer
 
-Recipe = Annotated[
-    str, typer.Argument(help="File, or name of a ready recipe.", metavar="RECIPE")
-]
+Recipe = Annotated[str, typer.Argument(help="File, or name of a ready recipe.", metavar="RECIPE")]
 Assignments = Annotated[
     list[str] | None,
     typer.Argument(help="Take the place of what the recipe says.", metavar="KEY.SUB=VALUE..."),

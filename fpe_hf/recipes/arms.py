@@ -39,7 +39,7 @@ def plan_expansion(arm: str, model: Any, config: FPEConfig, inputs: Mapping[str,
     """Plans what makes the arm of a dense model, from the model's weights as they are now.
 
     Args:
-        arm: `dense`, `fpe` or `overlap`.
+        arm: `fpe` or `overlap`.
         model: The dense model; it stays as it is.
         config: What to do.
         inputs: For `find_mlps`.
@@ -55,15 +55,13 @@ def plan_expansion(arm: str, model: Any, config: FPEConfig, inputs: Mapping[str,
             return other
 
         return expand
-    if arm == "overlap":
-        masks = plan_overlap(model, config, inputs)
+    masks = plan_overlap(model, config, inputs)
 
-        def mask(other: Any) -> Any:
-            apply_overlap(other, masks)
-            return other
+    def mask(other: Any) -> Any:
+        apply_overlap(other, masks)
+        return other
 
-        return mask
-    return lambda other: other
+    return mask
 
 
 def wide_dense(recipe: Recipe, prepared: Prepared, seed: int, inputs: Mapping[str, Any]) -> Any:

@@ -14,8 +14,11 @@ from .parsing import read_recipe
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from .preprocessing import Prepared
     from .results import Results
     from .schema import Recipe
+
+_TIMED = 32  # examples in the batch whose latency is measured
 
 
 def open_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
@@ -43,19 +46,38 @@ def launch(recipe: Recipe, *, resume: bool = False, say: Callable[[str], None] =
         RecipeError: See `run_recipe`.
         Interrupted: See `run_recipe`.
     """
-    from accelerate import PartialState
-
-    from .report import write_report
     from .running import run_recipe
 
     with _quiet():
-        results = run_recipe(recipe, resume=resume, say=say)
-        if PartialState().is_main_process:
-            write_report(results, recipe.output.folder)
-            say(f"Report: {recipe.output.folder / 'report.html'}")
-            if recipe.output.push is not None:
-                say(f"Pushed to {_push(recipe, results)}")
-    return results
+        return run_recipe(
+            recipe,
+            resume=resume,
+            say=say,
+            finish=lambda results, prepared: _finish(recipe, results, prepared, say),
+        )
+
+
+def _finish(
+    recipe: Recipe, results: Results, prepared: Prepared, say: Callable[[str], None]
+) -> None:
+    """Writes the report of a run, and pushes the model if that is wanted."""
+    from .report import measure_saved, write_report
+    from .running import model_folder
+
+    folder = recipe.output.folder
+    seed = recipe.compare.seeds[0]
+    latency = measure_saved(
+        recipe,
+        model_folder(folder, "dense", seed),
+        model_folder(folder, "fpe", seed),
+        prepared.example_inputs(_TIMED),
+    )
+    write_report(results, folder, latency)
+    say(f"Report: {folder / 'report.html'}")
+    if recipe.output.push is not None:
+        from .pushing import push_run
+
+        say(f"Pushed: {push_run(recipe, results).url}")
 
 
 @contextmanager
@@ -72,16 +94,6 @@ def _quiet() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _push(recipe: Recipe, results: Results) -> str:
-    """Pushes the best widened model with its card, the recipe and the report."""
-    raise NotImplementedError
-
-
-def model_folder(folder: Path, arm: str, seed: int) -> Path:
-    """Where a run keeps the trained model of an arm."""
-    return folder / f"seed-{seed}" / arm / "model"
 
 
 _CONFIGS = Path(__file__).parent / "accelerate"

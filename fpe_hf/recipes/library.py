@@ -77,12 +77,11 @@ def copy_recipe(name: str, target: Path) -> Path:
     """
     source = find_recipe(name)
     file = target / source.name if target.is_dir() else target
+    if file.exists():
+        raise RecipeError(f"{file} exists and is left as it is: choose another file.")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("xb") as stream:
-            stream.write(source.read_bytes())
-    except FileExistsError as error:
-        raise RecipeError(f"{file} exists and is left as it is: choose another file.") from error
+        file.write_bytes(source.read_bytes())
     except OSError as error:
         raise RecipeError(f"{file} cannot be written: {error}.") from error
     return file

@@ -109,6 +109,8 @@ def _lines(text: str, name: str) -> dict[Path_, str]:
         if root is not None:
             walk(root, ())
         yaml.safe_load(text)  # for what only shows when values are made
+    except RecipeError:
+        raise
     except yaml.YAMLError as error:
         raise RecipeError(f"{name}: this is not YAML: {' '.join(str(error).split())}") from error
     except (ValueError, TypeError, RecursionError) as error:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import RecipeError
 from .data import Examples
+from .data.in_memory import InMemory, stack
 from .schema import Recipe
 
 Rows = dict[str, list[Any]]
@@ -52,9 +52,9 @@ class Prepared:
     classes: tuple[str, ...]
     num_features: int = 0
 
-    def example_inputs(self) -> dict[str, Tensor]:
-        """Two examples without labels, for `find_mlps`."""
-        batch = self.collate([row for row, _ in zip(self.train, range(2), strict=False)])
+    def example_inputs(self, count: int = 2) -> dict[str, Tensor]:
+        """The first examples, without labels, as a batch."""
+        batch = self.collate([row for row, _ in zip(self.train, range(count), strict=False)])
         return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
@@ -80,7 +80,7 @@ def prepare(recipe: Recipe, examples: Examples) -> Prepared:
 
 def _need(examples: Examples, roles: Sequence[str], task: str) -> None:
     """Refuses examples without a column for one of the roles."""
-    have = examples.train.column_names or ()
+    have = examples.train.column_names
     for role in roles:
         if role not in have:
             raise RecipeError(
@@ -101,7 +101,8 @@ def _apply(dataset: Any, transform: Transform) -> Any:
     if size * len(dataset) > _EAGER_BYTES:
         return one_by_one
     try:
-        return _run(dataset, transform).with_format("torch")
+        done = _run(dataset, transform)
+        return InMemory.of(done) or done.with_format("torch")
     except RecipeError:
         for index in range(len(dataset)):
             one_by_one[index]  # the example that is to blame raises, named
@@ -178,11 +179,6 @@ def _both(examples: Examples, transform: Transform) -> tuple[Any, Any]:
     return _apply(examples.train, transform), _apply(examples.eval, transform)
 
 
-def _stack(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """A batch of examples of equal shapes."""
-    return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}
-
-
 # -- vectors -----------------------------------------------------------------------------------
 
 
@@ -190,9 +186,9 @@ def _features(recipe: Recipe, examples: Examples) -> Prepared:
     if recipe.data.embed is not None:
         from .data.embedding import embed
 
-        _need(examples, (recipe.data.embed.modality, "label"), recipe.model.task)
+        _need(examples, ("label",), recipe.model.task)
         examples = embed(recipe.data.embed, examples)
-    role = "features" if "features" in (examples.train.column_names or ()) else "image"
+    role = "features" if "features" in examples.train.column_names else "image"
     _need(examples, (role, "label"), recipe.model.task)
     read = _vectors if role == "features" else _pixels
     width = read(next(iter(examples.train))[role]).size
@@ -208,7 +204,7 @@ def _features(recipe: Recipe, examples: Examples) -> Prepared:
         return {"features": np.stack(vectors), "labels": rows["label"]}
 
     train, held = _both(examples, transform)
-    return Prepared(train, held, _stack, None, examples.classes, width)
+    return Prepared(train, held, stack, None, examples.classes, width)
 
 
 def _vectors(value: Any) -> Any:
@@ -233,7 +229,7 @@ def _images(recipe: Recipe, examples: Examples) -> Prepared:
         return {"pixel_values": np.asarray(pixels, np.float32), "labels": rows["label"]}
 
     train, held = _both(examples, transform)
-    return Prepared(train, held, _stack, processor, examples.classes)
+    return Prepared(train, held, stack, processor, examples.classes)
 
 
 def _image_processor(recipe: Recipe) -> Any:
@@ -356,14 +352,14 @@ def _sounds(recipe: Recipe, examples: Examples) -> Prepared:
     train, held = (
         _apply(_resampled(part, rate), transform) for part in (examples.train, examples.eval)
     )
-    return Prepared(train, held, _stack, extractor, examples.classes)
+    return Prepared(train, held, stack, extractor, examples.classes)
 
 
 def _resampled(examples: Any, rate: int) -> Any:
     """Sounds in files are decoded at the rate of the model."""
     import datasets
 
-    if isinstance((examples.features or {}).get("audio"), datasets.Audio):
+    if isinstance(examples.features.get("audio"), datasets.Audio):
         return examples.cast_column("audio", datasets.Audio(sampling_rate=rate))
     return examples
 
@@ -409,7 +405,7 @@ def _pairs(recipe: Recipe, examples: Examples) -> Prepared:
         return {name: np.asarray(value) for name, value in inputs.items()}
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**_stack(rows), "return_loss": True}
+        return {**stack(rows), "return_loss": True}
 
     train, held = _both(examples, transform)
     return Prepared(train, held, collate, processor, ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -141,7 +142,7 @@ class Results:
                 Summary(
                     arm=arm,
                     mean=statistics.fmean(values),
-                    std=statistics.stdev(values) if len(values) > 1 else 0.0,
+                    std=_spread(values) or 0.0,
                     values=values,
                     gain=statistics.fmean(gains),
                     gain_error=standard_error(gains),
@@ -178,7 +179,15 @@ class Results:
 def standard_error(values: Iterable[float]) -> float | None:
     """Of the mean; `None` for fewer than two values."""
     values = list(values)
-    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    spread = _spread(values)
+    return None if spread is None else spread / len(values) ** 0.5
+
+
+def _spread(values: list[float]) -> float | None:
+    """Standard deviation; `None` for fewer than two values, NaN if one is not finite."""
+    if len(values) < 2:
+        return None
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def show(metric: str, value: float) -> str:

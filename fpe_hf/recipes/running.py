@@ -5,15 +5,19 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..auditing import audit
+from ..discovery import find_mlps
 from ..errors import RecipeError
+from ..layers import UpLayer
+from ..linear import is_linear
 from ..metrics import interference
+from ..selection import select_blocks
 from .arms import Expansion, fpe_config, is_widened, nonzeros, plan_expansion, wide_dense
 from .building import build_parent
 from .checkpoints import last_whole_checkpoint, remove_partial
@@ -33,18 +37,29 @@ from .training import (
 )
 
 Say = Callable[[str], None]
+Finish = Callable[[Results, Prepared], None]
 
-RECIPE, RESULT, MODEL = "recipe.yaml", "result.json", "model"
+RECIPE = "recipe.yaml"
+"""The recipe as it was run, in its output folder."""
+RESULT, MODEL = "result.json", "model"
 _WARM_UP = "warm-up"
 
 
-def run_recipe(recipe: Recipe, *, resume: bool = False, say: Say = print) -> Results:
+def model_folder(folder: Path, arm: str, seed: int) -> Path:
+    """Where a run keeps the trained model of an arm."""
+    return folder / f"seed-{seed}" / arm / MODEL
+
+
+def run_recipe(
+    recipe: Recipe, *, resume: bool = False, say: Say = print, finish: Finish | None = None
+) -> Results:
     """Trains all arms and writes `results.json` and the models.
 
     Args:
         recipe: What to do.
         resume: Go on where an earlier run in `output.folder` stopped.
         say: Takes a line of progress; called on the main process only.
+        finish: Called with the results and the data at the end, on the main process only.
 
     Returns:
         What came out.
@@ -73,6 +88,8 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, say: Say = print) -> Res
     done = Results.of(recipe, results, prepared)
     if state.is_main_process:
         done.write(folder)
+        if finish is not None:
+            finish(done, prepared)
     return done
 
 
@@ -132,6 +149,7 @@ class _Repetition:
     seed: int
     folder: Path
     state: Any
+    ups: list[str] = field(default_factory=list)
 
     def run(self, arm: str) -> ArmResult:
         """Trains one arm, or reads what an earlier run left of it."""
@@ -142,7 +160,7 @@ class _Repetition:
             remove_partial(folder)
         self.state.wait_for_everyone()
         model, checkpoint = self._start(arm, folder)
-        before = _interference(model)
+        before = self._interference(model)
         signals = StopOnSignal()
         trainer = self._trainer(model, folder, [signals])
         started = time.perf_counter()
@@ -150,10 +168,11 @@ class _Repetition:
         if signals.stopped:
             raise Interrupted(f"stopped at step {trainer.state.global_step}, all saved in {folder}")
         result = self._measure(arm, trainer, time.perf_counter() - started, before)
-        trainer.save_model(str(folder / MODEL))
+        place = model_folder(self.folder.parent, arm, self.seed)
+        trainer.save_model(str(place))
         if self.state.is_main_process:
             if self.prepared.processor is not None:
-                self.prepared.processor.save_pretrained(folder / MODEL)
+                self.prepared.processor.save_pretrained(place)
             result.write(folder / RESULT)
         self.state.wait_for_everyone()
         return result
@@ -171,8 +190,14 @@ class _Repetition:
             return wide_dense(self.recipe, self.prepared, self.seed, inputs), own
         dense = build_parent(self.recipe, self.prepared, self.seed)
         warm_up = self._warm_up()
+        if not self.ups:
+            found = find_mlps(dense, inputs)
+            selected = select_blocks(found, fpe_config(self.recipe, self.seed))
+            self.ups = [up for block, _ in selected for up in block.ups if block.experts == 1]
         if warm_up is not None:
             _load_weights(dense, warm_up)
+        if arm == "dense":
+            return dense, own or warm_up
         expansion = plan_expansion(arm, dense, fpe_config(self.recipe, self.seed), inputs)
         if warm_up is None:
             return expansion(dense), own
@@ -223,6 +248,16 @@ class _Repetition:
             raise RecipeError(f"widen.at: step {step} is not within the training of {total} steps.")
         return int(step)
 
+    def _interference(self, model: Any) -> list[dict[str, Any]]:
+        """The interference metrics of the up projections that FPE widens, where they are whole."""
+        comparable = [
+            name
+            for name in self.ups
+            if isinstance(model.get_submodule(name), UpLayer)
+            or is_linear(model.get_submodule(name))
+        ]
+        return [asdict(entry) for entry in interference(model, comparable)]
+
     # -- what came out -------------------------------------------------------------------------
 
     def _measure(self, arm: str, trainer: Any, seconds: float, before: Any) -> ArmResult:
@@ -243,7 +278,7 @@ class _Repetition:
             nonzeros=nonzeros(model) if whole else 0,
             seconds=seconds,
             audit=audit(model, strict=True).to_dict() if whole and is_widened(model) else None,
-            interference={"before": before, "after": _interference(model) if whole else []},
+            interference={"before": before, "after": self._interference(model) if whole else []},
         )
 
 
@@ -255,13 +290,6 @@ def _metrics(log: dict[str, Any], names: tuple[str, ...]) -> dict[str, float]:
         else:
             values[name] = float(log[f"eval_{name.rpartition('/')[2]}"])
     return values
-
-
-def _interference(model: Any) -> list[dict[str, Any]]:
-    try:
-        return [asdict(entry) for entry in interference(model)]
-    except Exception:  # the metrics are an extra: a model they cannot read is still trained
-        return []
 
 
 def _load_weights(model: Any, checkpoint: Path) -> None:

@@ -10,6 +10,7 @@ import csv
 import itertools
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -24,6 +25,7 @@ from .schema import Recipe
 
 TABLE = "sweep.csv"
 _HEARTBEAT = 30  # seconds between signs of life of a worker
+_POINT = "point"
 
 
 @dataclass(frozen=True)
@@ -130,13 +132,14 @@ def _word(value: Any) -> str:
 
 def _study(sweep: Sweep) -> Any:
     import optuna
-    from optuna.storages import RDBStorage, RetryFailedTrialCallback
+    from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # failures are raised, too
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     storage = RDBStorage(
         sweep.storage,
         heartbeat_interval=_HEARTBEAT,
-        failed_trial_callback=RetryFailedTrialCallback(),
+        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
         engine_kwargs={"connect_args": {"timeout": 60}} if "sqlite" in sweep.storage else {},
     )
     return optuna.create_study(study_name=sweep.folder.name, storage=storage, load_if_exists=True)
@@ -148,17 +151,12 @@ def _hand_out(sweep: Sweep, points: list[dict[str, Any]]) -> None:
 
     study = _study(sweep)
     optuna.storages.fail_stale_trials(study)
-    waiting = {
-        json.dumps(trial.system_attrs.get("fixed_params") or trial.params, sort_keys=True)
-        for trial in study.get_trials(
-            states=(optuna.trial.TrialState.WAITING, optuna.trial.TrialState.RUNNING)
-        )
-    }
+    open_states = (optuna.trial.TrialState.WAITING, optuna.trial.TrialState.RUNNING)
+    waiting = [trial.user_attrs[_POINT] for trial in study.get_trials(states=open_states)]
     for point in points:
-        params = {"point": json.dumps(point, sort_keys=True)}
         done = (place(sweep.folder, point) / RESULTS).is_file()
-        if not done and json.dumps(params, sort_keys=True) not in waiting:
-            study.enqueue_trial(params)
+        if not done and point not in waiting:
+            study.enqueue_trial({}, user_attrs={_POINT: point})
 
 
 def _work(sweep: Sweep, say: Callable[[str], None] = print) -> None:
@@ -168,10 +166,11 @@ def _work(sweep: Sweep, say: Callable[[str], None] = print) -> None:
     study = _study(sweep)
 
     def objective(trial: Any) -> float:
-        queued = trial.system_attrs["fixed_params"]["point"]
-        point = json.loads(trial.suggest_categorical("point", [queued]))
+        point = trial.user_attrs[_POINT]
         folder = place(sweep.folder, point)
-        own = [*sweep.assignments, *_assign(point), f"output.folder={json.dumps(str(folder))}"]
+        # Points are not pushed: each would take the place of the one before.
+        place_of_point = f"output={json.dumps({'folder': str(folder)})}"
+        own = [*sweep.assignments, *_assign(point), place_of_point]
         recipe = open_recipe(sweep.name, own)
         say(f"{folder.name} (process {os.getpid()})")
         results = launch(recipe, resume=folder.exists(), say=lambda line: say(f"  {line}"))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from transformers import Trainer, TrainerCallback, TrainingArguments
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..errors import RecipeError
 from .evaluation import best_classes, make_compute_metrics
@@ -87,7 +89,12 @@ def make_arguments(recipe: Recipe, folder: Path, seed: int) -> Any:
     Raises:
         RecipeError: transformers refuses a value.
     """
-    values = DEFAULTS | training_values(recipe.train)
+    values = {
+        **DEFAULTS,
+        "disable_tqdm": not sys.stderr.isatty(),
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+        **training_values(recipe.train),
+    }
     if "max_steps" in values and "eval_strategy" not in recipe.train:
         every = max(1, int(values["max_steps"]) // 10)
         values |= {"eval_strategy": "steps", "eval_steps": values.get("eval_steps", every)}
@@ -128,7 +135,7 @@ def make_trainer(
         seed: Of the order of the data and of dropout: the same for all arms.
         callbacks: Beside those that every arm has.
     """
-    return Trainer(
+    trainer = Trainer(
         model=model,
         args=make_arguments(recipe, folder, seed),
         train_dataset=prepared.train,
@@ -139,6 +146,8 @@ def make_trainer(
         preprocess_logits_for_metrics=best_classes,
         callbacks=[StopOnDivergence(), *(callbacks or [])],
     )
+    trainer.remove_callback(PrinterCallback)  # the log is in the report
+    return trainer
 
 
 def total_steps(trainer: Any) -> tuple[int, int]:

@@ -91,9 +91,7 @@ def in_two_processes(work: Callable[[int], None], rendezvous: Path) -> None:
     """Forks two processes with a gloo group of their own."""
 
     def run(rank: int) -> None:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2
-        )
+        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
         work(rank)
         dist.destroy_process_group()
 

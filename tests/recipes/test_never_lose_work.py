@@ -211,6 +211,6 @@ def test_resume_refuses_another_recipe(assignment: str, named: str, tmp_path: Pa
 def test_a_used_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     for resume in (False, True):
-        with pytest.raises(RecipeError, match="output.folder"):
+        with pytest.raises(RecipeError, match=r"output\.folder"):
             running.run_recipe(recipe(tmp_path), resume=resume)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

@@ -92,7 +92,7 @@ class _Tower:
         return folder
 
     def _key(self, examples: Any) -> str:
-        processing = getattr(self.processor, "to_dict", dict)()
+        processing: dict[str, Any] = getattr(self.processor, "to_dict", dict)()
         if self.settings.modality == "text":
             processing = {"length": self._length(), "vocabulary": len(self.processor)}
         known = [_FORMAT, self._weights(), self.settings.modality, processing]

@@ -14,6 +14,7 @@ from .idx import FASHION_CLASSES, fashion_mnist
 
 BUILDERS = ("imagefolder", "audiofolder", "csv", "json", "parquet", "arrow", "text")
 _SAVED = ("dataset_info.json", "dataset_dict.json")  # in the folder of a saved data set
+_LOOK_AHEAD = 100  # examples of a stream that tell the types of its columns
 _SEED = 0  # of what is held out: the same for all arms and seeds
 _ALIASES = {
     "image": ("image", "img", "pixel_values"),
@@ -53,7 +54,7 @@ def load_examples(data: Data) -> Examples:
         train, held = _load(data, data.splits.train), _load(data, data.splits.eval)
     else:
         train, held = _hold_out(_load(data, data.splits.train), data.splits.eval)
-    columns = _columns(train)
+    columns = tuple(train.column_names)
     train, held = _renamed(train, data), _renamed(held, data)
     train, held, classes = _with_labels(train, held)
     if data.classes is not None:
@@ -80,7 +81,7 @@ def _load(data: Data, split: str) -> Any:
         import datasets
 
         _check_local(data)
-        return datasets.load_dataset(
+        loaded = datasets.load_dataset(
             data.source,
             data.name,
             data_dir=data.data_dir,
@@ -89,6 +90,7 @@ def _load(data: Data, split: str) -> Any:
             revision=data.revision,
             streaming=data.streaming,
         )
+        return _described(loaded) if data.streaming else loaded
 
 
 @contextmanager
@@ -137,6 +139,15 @@ def _files(files: Any) -> Iterator[str]:
         yield files
     for entry in files if isinstance(files, list) else ():
         yield from _files(entry)
+
+
+def _described(stream: Any) -> Any:
+    """A stream with names and types of its columns, which files of text do not say beforehand."""
+    import datasets
+
+    if stream.features is not None:
+        return stream
+    return stream.cast(datasets.Dataset.from_list(list(stream.take(_LOOK_AHEAD))).features)
 
 
 def _only_train(data: Data, split: str) -> None:
@@ -197,13 +208,9 @@ def _hold_out(dataset: Any, share: float) -> tuple[Any, Any]:
     return parts["train"], parts["test"]
 
 
-def _columns(dataset: Any) -> tuple[str, ...]:
-    return tuple(dataset.column_names or next(iter(dataset), {}))
-
-
 def _renamed(dataset: Any, data: Data) -> Any:
     """Only the columns with a role, named by it."""
-    names = _columns(dataset)
+    names = dataset.column_names
     chosen: dict[str, str] = {}
     for role, aliases in _ALIASES.items():
         asked = data.columns.get(role)  # type: ignore[call-overload]
@@ -217,14 +224,24 @@ def _renamed(dataset: Any, data: Data) -> Any:
             chosen[found] = role
     dataset = dataset.remove_columns([name for name in names if name not in chosen])
     renamed = {old: new for old, new in chosen.items() if old != new}
-    return dataset.rename_columns(renamed) if renamed else dataset
+    return _with_files(dataset.rename_columns(renamed) if renamed else dataset)
+
+
+def _with_files(dataset: Any) -> Any:
+    """Paths where images or sounds are wanted become what the files hold."""
+    import datasets
+
+    for role, kind in (("image", datasets.Image), ("audio", datasets.Audio)):
+        if getattr(dataset.features.get(role), "dtype", "") in ("string", "large_string"):
+            dataset = dataset.cast_column(role, kind())
+    return dataset
 
 
 def _with_labels(train: Any, held: Any) -> tuple[Any, Any, tuple[str, ...]]:
     """Labels as numbers from 0, and the names of the classes."""
     import datasets
 
-    if train.features is None or "label" not in train.features:
+    if "label" not in train.features:
         return train, held, ()
     feature = train.features["label"]
     if isinstance(train, datasets.IterableDataset):
@@ -256,15 +273,15 @@ def _with_labels(train: Any, held: Any) -> tuple[Any, Any, tuple[str, ...]]:
 
 def _distinct(part: Any) -> list[Any]:
     """The labels that occur."""
-    values = sorted(set(part.unique("label")), key=str)
+    values = set(part.unique("label"))
+    if None in values:
+        raise RecipeError("data.columns.label: some labels are missing.")
     for value in values:
-        if value is None:
-            raise RecipeError("data.columns.label: some labels are missing.")
         if not isinstance(value, (int, str)):
             raise RecipeError(
                 f"data.columns.label: {value!r} is no label: words or whole numbers are wanted."
             )
-    return values
+    return sorted(values, key=str)
 
 
 def _check_range(values: list[int], count: int) -> None:

@@ -60,6 +60,11 @@ class Comparison:
         return sum(gain > 0 for gain in self.gains)
 
 
+def measured(results: Results) -> tuple[str, ...]:
+    """The recipe's metrics, and the loss, which every run measures."""
+    return tuple(dict.fromkeys((*results.metrics, "loss")))
+
+
 def compare(results: Results, metric: str, arm: str, other: str) -> Comparison:
     """Compares two arms by the seeds that both have."""
     ours = {run.seed: run.metrics[metric] for run in results.of_arm(arm)}

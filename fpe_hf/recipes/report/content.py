@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import yaml
 
 from ..results import Results
 from . import tables
+from .comparison import measured
 from .environment import environment
 from .figures import DARK, LIGHT, Picture, Theme, curves_figure, interference_figure
 from .latency import Latency
@@ -108,19 +110,21 @@ def _arms(results: Results) -> Section:
 
 def _curves(results: Results) -> Section:
     several = len(results.of_arm("dense")) > 1
+    bands = (
+        " Lines are means over the seeds; bands reach from the lowest to the highest seed above, "
+        "and one standard error to either side below."
+        if several
+        else ""
+    )
     pictures = []
-    for metric in dict.fromkeys((*results.metrics, "loss")):
-        caption = f"{metric} on the evaluation examples by step, and the gain over dense"
-        caption += " (above 0 is better)."
-        if several:
-            caption += " Lines are means over the seeds; bands reach from the lowest to the highest"
-            caption += " seed above, and one standard error to either side below."
-        picture = _picture(
-            f"{slug(metric)}-by-step",
-            caption,
-            lambda theme, metric=metric: curves_figure(results, metric, theme),
+    for metric in measured(results):
+        caption = (
+            f"{metric} on the evaluation examples by step, and the gain over dense at the same "
+            f"budget (above 0 is better).{bands}"
         )
-        pictures += picture
+        pictures += _picture(
+            f"{slug(metric)}-by-step", caption, partial(curves_figure, results, metric)
+        )
     text = () if pictures else ("The arms were not evaluated while they trained.",)
     return Section("By step", text, tuple(pictures))
 
@@ -137,19 +141,18 @@ def _interference(results: Results) -> Section:
     title, table = "Interference", tables.interference_table(results)
     if table is None:
         return Section(title, ("Not measured for this model.",))
-    measured = set(row[1] for row in table.rows)
+    arms = {row[1] for row in table.rows}
     text = [
         "How much inputs share neurons in the projections that feed the hidden neurons, before and "
         "after the arm's training (from the split on), means over seeds. Less interference is a "
-        "higher feature capacity, a mean cosine nearer 0 and a lower off-diagonal energy."
+        "higher feature capacity, a mean cosine nearer 0 and a lower off-diagonal energy. FPE is "
+        'already split in "before".'
     ]
-    missing = [arm for arm in tables.COMPARED if arm not in measured]
+    missing = [arm for arm in tables.COMPARED if arm not in arms]
     if missing:
         text.append(f"Not measured: {', '.join(missing)}.")
     caption = "Interference before and after the training, means over projections and seeds."
-    pictures = _picture(
-        "interference", caption, lambda theme: interference_figure(results, theme)
-    )
+    pictures = _picture("interference", caption, partial(interference_figure, results))
     return Section(title, tuple(text), tuple(pictures), table)
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ..results import Results
 from .curves import curve, gain_curve, split_step
 from .tables import COMPARED, INTERFERENCE, interference_means
-from .units import axis
+from .units import axis, is_share
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,16 @@ DARK = Theme(
 )
 
 _STYLES = {"dense": "-", "fpe": "-", "overlap": "--", "wide-dense": "-."}
+_SAME_BUDGET = ("fpe", "overlap")
+"""Arms whose gain is drawn; that of `wide-dense` would dwarf it."""
 _FEW = 30
 """Points up to which each is marked."""
+
+_LESS_INTERFERENCE = {
+    "feature_capacity": "higher is better",
+    "mean_cosine": "nearer 0 is better",
+    "gram_off_diagonal_energy": "lower is better",
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class Picture:
 
 
 def curves_figure(results: Results, metric: str, theme: Theme) -> bytes | None:
-    """A metric by step of every arm, and below it the gain over dense.
+    """A metric by step of every arm, and below it the gain over dense at dense's budget.
 
     Args:
         results: The run.
@@ -88,7 +96,7 @@ def curves_figure(results: Results, metric: str, theme: Theme) -> bytes | None:
         drawn = True
         low, high = (factor * bound for bound in line.span)
         _line(above, arm, line.steps, factor * line.mean, (low, high), theme)
-        gain = None if arm == "dense" else gain_curve(results, arm, metric)
+        gain = gain_curve(results, arm, metric) if arm in _SAME_BUDGET else None
         if gain is not None:
             mean, error = factor * gain.mean, factor * gain.error
             _line(below, arm, gain.steps, mean, (mean - error, mean + error), theme)
@@ -109,7 +117,7 @@ def curves_figure(results: Results, metric: str, theme: Theme) -> bytes | None:
             color=theme.text,
         )
     above.set_ylabel(label, parse_math=False)
-    below.set_ylabel("gain over dense" + ("\n(points)" if factor == 100 else ""))
+    below.set_ylabel("gain over dense\n" + ("(points)" if is_share(metric) else "(reduction)"))
     below.set_xlabel("optimizer steps")
     _legend(figure, above, theme)
     return _png(figure)
@@ -129,13 +137,13 @@ def interference_figure(results: Results, theme: Theme) -> bytes | None:
     means = {arm: by_projection for arm, by_projection in means.items() if by_projection}
     if not means:
         return None
-    figure, panels = _new(theme, (7.5, 2.9), 1, len(INTERFERENCE))
+    figure, panels = _new(theme, (7.5, 3.1), 1, len(INTERFERENCE))
     for axes, (name, title) in zip(panels, INTERFERENCE.items(), strict=True):
         for arm, by_projection in means.items():
             pairs = [values[name] for values in by_projection.values()]
             ends = [statistics.fmean(side) for side in zip(*pairs, strict=True)]
             _line(axes, arm, (0, 1), ends, None, theme)
-        axes.set_title(title, color=theme.text, fontsize=10)
+        axes.set_title(f"{title}\n({_LESS_INTERFERENCE[name]})", color=theme.text, fontsize=10)
         axes.set_xticks([0, 1], ["before", "after"])
         axes.set_xlim(-0.2, 1.2)
         axes.margins(y=0.15)
@@ -172,7 +180,7 @@ def _line(axes: Any, arm: str, x: Any, y: Any, band: tuple[Any, Any] | None, the
         zorder=3 if arm == "fpe" else 2.5,
     )
     if band is not None:
-        axes.fill_between(x, *band, color=color, alpha=0.18, linewidth=0)
+        axes.fill_between(x, *band, color=color, alpha=0.15, linewidth=0)
 
 
 def _legend(figure: Any, axes: Any, theme: Theme) -> None:

@@ -15,7 +15,6 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from .. import models  # noqa: F401  (registers this package's model types)
 from ..building import auto_class
 from ..schema import Recipe
 from .environment import device_name

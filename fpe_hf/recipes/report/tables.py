@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..results import Results
+from .comparison import measured
 from .latency import Latency
 from .units import signed, size, with_spread
 
@@ -41,7 +42,7 @@ def arms_table(results: Results) -> Table:
     main = results.metrics[0]
     by_metric = {
         metric: {entry.arm: entry for entry in results.summary(metric)}
-        for metric in results.metrics
+        for metric in measured(results)
     }
     rows = []
     for arm in results.arms:
@@ -62,7 +63,7 @@ def arms_table(results: Results) -> Table:
                 f"{statistics.fmean(run.seconds for run in runs):.1f}",
             )
         )
-    header = ("arm", *results.metrics, f"{main}: gain over dense", "non-zeros", "steps", "seconds")
+    header = ("arm", *by_metric, f"{main}: gain over dense", "non-zeros", "steps", "seconds")
     return Table(header, tuple(rows))
 
 
@@ -78,7 +79,7 @@ def blocks_table(results: Results) -> Table | None:
             (
                 block["name"],
                 block["layout"],
-                f"{block['parents']:,} → {block['children']:,}",
+                f"{block['parents']:,} to {block['children']:,}",
                 f"{block['parent_nonzeros']:,}",
                 f"{block['nonzeros']:,}",
                 f"{block['coverage']:.1%}",
@@ -99,7 +100,7 @@ def interference_table(results: Results) -> Table | None:
         (
             projection,
             arm,
-            *(f"{before:.4f} → {after:.4f}" for before, after in values.values()),
+            *(f"{before:.4f} to {after:.4f}" for before, after in values.values()),
         )
         for arm in COMPARED
         for projection, values in interference_means(results, arm).items()

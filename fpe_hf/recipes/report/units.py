@@ -40,12 +40,9 @@ def axis(metric: str) -> tuple[float, str]:
 
 def size(number: int) -> str:
     """A number of bytes: `2.5 KiB`."""
-    value, prefix = float(number), _PREFIXES[0]
-    for prefix in _PREFIXES:  # noqa: B007  (the last one if none is large enough)
-        if value < 1024:
-            break
-        value /= 1024
-    return f"{number} B" if prefix == "B" else f"{value:.1f} {prefix}"
+    power = min(max(number.bit_length() - 1, 0) // 10, len(_PREFIXES) - 1)
+    digits = 1 if power else 0
+    return f"{number / 1024**power:.{digits}f} {_PREFIXES[power]}"
 
 
 def slug(name: str) -> str:

@@ -8,7 +8,7 @@ from scipy import stats
 
 from ..evaluation import LOWER_IS_BETTER
 from ..results import Results, show
-from .comparison import Comparison, Outcome, compare
+from .comparison import Comparison, Outcome, compare, measured
 from .units import amount, is_share
 
 _HEADLINES: dict[Outcome, str] = {
@@ -17,6 +17,14 @@ _HEADLINES: dict[Outcome, str] = {
     "unclear": "FPE made no clear difference.",
     "single": "One seed: nothing can be said about spread.",
     "broken": "Nothing can be compared.",
+}
+
+_IN_SHORT: dict[Outcome, str] = {
+    "better": ": FPE helped",
+    "worse": ": FPE did harm",
+    "unclear": ": no clear difference",
+    "single": "",
+    "broken": ": nothing can be compared",
 }
 
 
@@ -39,10 +47,10 @@ def verdict(results: Results) -> Verdict:
     """Sums up a run."""
     main = results.metrics[0]
     against_dense = compare(results, main, "fpe", "dense")
-    sentences = [_against_dense(against_dense), *_with_single_seeds(results, against_dense)]
-    for metric in results.metrics[1:]:
+    sentences = [_against_dense(against_dense), *_low_bar(against_dense)]
+    for metric in measured(results)[1:]:
         other = compare(results, metric, "fpe", "dense")
-        sentences.append(f"By {metric}: {_lower_first(_HEADLINES[other.outcome])} {_gap(other)}.")
+        sentences.append(f"By {_named(metric)}, {_gap(other)}{_IN_SHORT[other.outcome]}.")
     if "overlap" in results.arms:
         sentences.append(_against_overlap(compare(results, main, "fpe", "overlap")))
     if "wide-dense" in results.arms:
@@ -55,18 +63,18 @@ def verdict(results: Results) -> Verdict:
 
 def _against_dense(fpe: Comparison) -> str:
     seeds = len(fpe.gains)
+    found = f"By {_named(fpe.metric)}, {_gap(fpe)}"
     if fpe.outcome == "broken":
-        return f"By {fpe.metric}, a value of FPE or of dense is not finite: the training diverged."
+        return f"{found}: not all values are finite."
     if fpe.outcome == "single":
         return (
-            f"{_gap(fpe)}. With another seed it may be the other way round: "
-            "name more in compare.seeds."
+            f"{found}. With another seed it may be the other way round: name more in compare.seeds."
         )
     verb = "does not exceed" if fpe.outcome == "unclear" else "exceeds"
-    return f"{_gap(fpe)}, in the mean over {seeds} seeds. The difference {verb} one standard error."
+    return f"{found}, in the mean over {seeds} seeds. The difference {verb} one standard error."
 
 
-def _with_single_seeds(results: Results, fpe: Comparison) -> list[str]:
+def _low_bar(fpe: Comparison) -> list[str]:
     """In how many seeds FPE is ahead, and how little one standard error says."""
     seeds = len(fpe.gains)
     if fpe.outcome in ("single", "broken"):
@@ -74,7 +82,7 @@ def _with_single_seeds(results: Results, fpe: Comparison) -> list[str]:
     chance = stats.t.sf(1, seeds - 1)
     return [
         f"FPE is ahead with {fpe.wins} of {seeds} seeds. One standard error is a low bar: without "
-        f"any true difference, {seeds} seeds show a gain above it in {chance:.0%} of all runs."
+        f"any true difference, {seeds} seeds show a gain above it in {chance:.0%} of runs."
     ]
 
 
@@ -99,9 +107,11 @@ def _share_of_ceiling(fpe: Comparison, wide: Comparison) -> str:
     if "broken" in (fpe.outcome, wide.outcome):
         return "nothing can be compared"
     if wide.gain <= 0 or wide.outcome == "unclear":
-        return "width alone brings nothing here, so there is little for FPE to gain"
+        return "width alone brings no clear gain here, so there is little for FPE to gain"
     if fpe.gain <= 0:
         return "FPE has none of this gain"
+    if fpe.outcome == "unclear":
+        return "FPE has no clear share of this gain"
     return f"FPE has {fpe.gain / wide.gain:.0%} of this gain"
 
 
@@ -120,15 +130,15 @@ def _fairness(results: Results) -> str:
 
 
 def _gap(pair: Comparison) -> str:
-    """`accuracy of fpe is 88.61%, 1.23 points (± 0.40) higher than that of dense (87.38%)`."""
+    """`fpe reaches 88.61%, 1.23 points (standard error 0.40) above the 87.38% of dense`."""
     value, other = (show(pair.metric, number) for number in (pair.value, pair.other_value))
     if pair.outcome == "broken" or pair.gain == 0:
-        return f"{pair.metric} of {pair.arm} is {value}, of {pair.other} {other}"
-    higher = (pair.gain > 0) != (pair.metric in LOWER_IS_BETTER)
+        return f"{pair.arm} reaches {value}, {pair.other} {other}"
+    above = (pair.gain > 0) != (pair.metric in LOWER_IS_BETTER)
     error = "" if pair.error is None else f" (standard error {_bare(pair.metric, pair.error)})"
     return (
-        f"{pair.metric} of {pair.arm} is {value}, {amount(pair.metric, pair.gain)}{error} "
-        f"{'higher' if higher else 'lower'} than {other} of {pair.other}"
+        f"{pair.arm} reaches {value}, {amount(pair.metric, pair.gain)}{error} "
+        f"{'above' if above else 'below'} the {other} of {pair.other}"
     )
 
 
@@ -136,5 +146,5 @@ def _bare(metric: str, number: float) -> str:
     return f"{100 * number:.2f}" if is_share(metric) else f"{number:.3f}"
 
 
-def _lower_first(sentence: str) -> str:
-    return sentence if sentence.startswith("FPE") else sentence[0].lower() + sentence[1:]
+def _named(metric: str) -> str:
+    return f"{metric} (lower is better)" if metric in LOWER_IS_BETTER else metric

@@ -1,0 +1,44 @@
+"""Pushing what a run has made: the best widened model, with the facts about it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from ..hub import Pushed, push_to_hub
+from .results import RESULTS, Results
+from .running import RECIPE, model_folder
+from .schema import Recipe
+
+_BESIDE = (RECIPE, RESULTS, "report.md", "*.png")
+
+
+def push_run(recipe: Recipe, results: Results) -> Pushed:
+    """Pushes the widened model of the best seed, its card, the recipe and the report.
+
+    Args:
+        recipe: The recipe, with `output.push`.
+        results: What came out of it.
+
+    Raises:
+        HubError: The Hub refused, or could not be reached.
+    """
+    push = recipe.output.push
+    assert push is not None
+    run = recipe.output.folder
+    base = recipe.model.name_or_path
+    with tempfile.TemporaryDirectory(dir=run, prefix=".push-") as staging:
+        folder = Path(staging)
+        best = results.best()
+        shutil.copytree(model_folder(run, best.arm, best.seed), folder, dirs_exist_ok=True)
+        for pattern in _BESIDE:
+            for file in run.glob(pattern):
+                shutil.copyfile(file, folder / file.name)
+        return push_to_hub(
+            folder,
+            push.repo_id,
+            private=push.private,
+            revision=push.revision,
+            base_model=None if base is None or Path(base).exists() else base,
+        )

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from fpe_hf.recipes.report.figures import DARK, LIGHT, Theme, curves_figure, interference_figure
+from recipes.report.runs import make_results
+
+ARMS = {
+    "dense": [0.5, 0.6],
+    "fpe": [0.6, 0.7],
+    "overlap": [0.55, 0.6],
+    "wide-dense": [0.8, 0.9],
+}
+
+
+def pixels(png: bytes | None) -> np.ndarray:
+    assert png is not None
+    return (imread(io.BytesIO(png))[..., :3] * 255).round().astype(int)
+
+
+def has_color(image: np.ndarray, color: str) -> bool:
+    wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+    return bool((image == wanted).all(-1).any())
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_every_arm_is_drawn_in_its_colour(metric: str, theme: Theme) -> None:
+    image = pixels(curves_figure(make_results(ARMS), metric, theme))
+    assert has_color(image, theme.page)
+    for arm in ARMS:
+        assert has_color(image, theme.arms[arm]), arm
+
+
+def test_arms_that_were_not_run_are_not_drawn() -> None:
+    arms = {arm: ARMS[arm] for arm in ("dense", "fpe")}
+    image = pixels(curves_figure(make_results(arms), "accuracy", LIGHT))
+    assert not has_color(image, LIGHT.arms["overlap"])
+    assert not has_color(image, LIGHT.arms["wide-dense"])
+
+
+def test_the_split_is_marked() -> None:
+    at_start = {"widen": {"at": None}}
+    marked = curves_figure(make_results(ARMS), "accuracy", LIGHT)
+    assert marked != curves_figure(make_results(ARMS, recipe=at_start), "accuracy", LIGHT)
+
+
+def test_names_of_metrics_are_no_formulas() -> None:
+    name = r"user/$\frac{odd$_metric"
+    assert pixels(curves_figure(make_results(ARMS, name), name, LIGHT)).size
+
+
+def test_no_picture_of_nothing() -> None:
+    results = make_results(ARMS)
+    for run in results.runs:
+        run.curve.clear()
+        run.interference.clear()
+    assert curves_figure(results, "accuracy", LIGHT) is None
+    assert interference_figure(results, LIGHT) is None
+
+
+def test_interference_of_both_arms() -> None:
+    arms = {"dense": [0.5], "fpe": [0.6]}
+    results = make_results(arms)
+    results.runs[0].interference["before"][0]["feature_capacity"] = 0.9
+    image = pixels(interference_figure(results, DARK))
+    assert all(has_color(image, DARK.arms[arm]) for arm in arms)

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from fpe_hf.recipes.report.words import Verdict, verdict
+from recipes.report.runs import make_results
+
+
+def text(found: Verdict) -> str:
+    return "\n".join(found.sentences)
+
+
+def test_a_gain_beyond_its_standard_error() -> None:
+    found = verdict(make_results({"dense": [0.5, 0.5, 0.5], "fpe": [0.6, 0.7, 0.5]}))
+    assert (found.outcome, found.headline) == ("better", "FPE helped.")
+    assert found.sentences[0] == (
+        "By accuracy, fpe reaches 60.00%, 10.00 points (standard error 5.77) above the 50.00% of "
+        "dense, in the mean over 3 seeds. The difference exceeds one standard error."
+    )
+    # One-sided t distribution with 2 degrees of freedom: 1/2 - 1/(2 sqrt 3).
+    assert found.sentences[1] == (
+        "FPE is ahead with 2 of 3 seeds. One standard error is a low bar: without any true "
+        "difference, 3 seeds show a gain above it in 21% of runs."
+    )
+    assert found.sentences[2] == (
+        "By loss (lower is better), fpe reaches 0.400, 0.100 (standard error 0.058) below the "
+        "0.500 of dense: FPE helped."
+    )
+
+
+def test_a_loss() -> None:
+    found = verdict(make_results({"dense": [0.5, 0.5], "fpe": [0.3, 0.4]}))
+    assert (found.outcome, found.headline) == ("worse", "FPE did harm.")
+    assert "15.00 points (standard error 5.00) below the 50.00% of dense" in found.sentences[0]
+
+
+def test_a_difference_within_its_standard_error() -> None:
+    found = verdict(make_results({"dense": [0.5, 0.5], "fpe": [0.4, 0.61]}))
+    assert (found.outcome, found.headline) == ("unclear", "FPE made no clear difference.")
+    assert "does not exceed one standard error" in found.sentences[0]
+
+
+def test_no_difference_at_all() -> None:
+    found = verdict(make_results({"dense": [0.5, 0.5], "fpe": [0.5, 0.5]}))
+    assert found.outcome == "unclear"
+    assert found.sentences[0].startswith("By accuracy, fpe reaches 50.00%, dense 50.00%, in")
+
+
+def test_where_lower_is_better() -> None:
+    found = verdict(make_results({"dense": [9.0, 8.0], "fpe": [7.0, 7.0]}, "perplexity"))
+    assert found.outcome == "better"
+    assert found.sentences[0].startswith(
+        "By perplexity (lower is better), fpe reaches 7.000, 1.500 (standard error 0.500) below"
+    )
+
+
+def test_one_seed_says_nothing_about_spread() -> None:
+    arms = {"dense": [0.5], "fpe": [0.6], "overlap": [0.4], "wide-dense": [0.7]}
+    found = verdict(make_results(arms))
+    assert found.headline == "One seed: nothing can be said about spread."
+    assert "it may be the other way round" in found.sentences[0]
+    assert "standard error" not in text(found)
+    assert "one seed does not show" in text(found)
+
+
+def test_values_that_are_not_finite() -> None:
+    results = make_results({"dense": [2.0, 2.0], "fpe": [1.0, float("inf")]}, "perplexity")
+    found = verdict(results)
+    assert (found.outcome, found.headline) == ("broken", "Nothing can be compared.")
+    assert "not all values are finite" in found.sentences[0]
+
+
+@pytest.mark.parametrize(
+    ("overlap", "words"),
+    [
+        ([0.5, 0.6], "it helps that children of a neuron share no inputs"),
+        ([0.9, 0.8], "disjoint inputs did worse than shared ones"),
+        ([0.5, 0.9], "nothing shows that it matters"),
+    ],
+)
+def test_overlap_control(overlap: list[float], words: str) -> None:
+    found = verdict(make_results({"dense": [0.5, 0.5], "fpe": [0.7, 0.7], "overlap": overlap}))
+    assert words in text(found)
+
+
+@pytest.mark.parametrize(
+    ("fpe", "wide", "words"),
+    [
+        ([0.6, 0.6], [0.9, 0.9], "FPE has 25% of this gain"),
+        ([0.4, 0.4], [0.9, 0.9], "FPE has none of this gain"),
+        ([0.4, 0.7], [0.9, 0.9], "FPE has no clear share of this gain"),
+        ([0.6, 0.6], [0.4, 0.7], "width alone brings no clear gain here"),
+        ([0.6, 0.6], [0.4, 0.4], "width alone brings no clear gain here"),
+        ([0.6, 0.6], [0.9, float("nan")], "nothing can be compared"),
+    ],
+)
+def test_ceiling(fpe: list[float], wide: list[float], words: str) -> None:
+    found = verdict(make_results({"dense": [0.5, 0.5], "fpe": fpe, "wide-dense": wide}))
+    assert "Ceiling, with 2.00 times the non-zeros: wide-dense" in text(found)
+    assert words in text(found)
+
+
+def test_arms_that_were_not_run_are_not_spoken_of() -> None:
+    found = text(verdict(make_results({"dense": [0.5, 0.5], "fpe": [0.6, 0.6]})))
+    assert "verlap" not in found
+    assert "eiling" not in found
+
+
+def test_steps_and_budget() -> None:
+    results = make_results({"dense": [0.5], "fpe": [0.6]})
+    assert verdict(results).sentences[-1] == (
+        "Every arm trained for 40 steps. FPE holds 1,610 non-zeros, dense 1,610."
+    )
+    results.runs[0] = dataclasses.replace(results.runs[0], steps=39, nonzeros=0)
+    assert verdict(results).sentences[-1] == (
+        "The arms did not train for equally many steps: compare with care."
+    )
