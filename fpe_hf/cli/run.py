@@ -19,6 +19,14 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an earlier run in the folder stopped.")
     ] = False,
+    resume_from: Annotated[
+        str | None,
+        typer.Option(
+            "--resume-from",
+            help="Go on with a run that was uploaded to the Hub (output.push.checkpoints).",
+            metavar="USER/NAME",
+        ),
+    ] = None,
 ) -> None:
     """Runs a recipe: trains every arm with every seed, and writes the report."""
     from ..recipes.launching import launch, open_recipe
@@ -27,7 +35,7 @@ def run(
     from ..recipes.training import Interrupted
 
     try:
-        launch(opened, resume=resume, say=typer.echo)
+        launch(opened, resume=resume, resume_from=resume_from, say=typer.echo)
     except Interrupted as stop:
         typer.echo(f"Stopped: {stop}; --resume goes on.", err=True)
         raise typer.Exit(143) from stop

@@ -21,11 +21,13 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("recipe", help="file, or name of a recipe of the package")
     parser.add_argument("assignments", nargs="*", metavar="key.sub=value")
     parser.add_argument("--resume", action="store_true", help="go on with an earlier run")
+    parser.add_argument("--resume-from", metavar="USER/NAME", help="go on with a run on the Hub")
     arguments = parser.parse_args(words)
     try:
         from .training import Interrupted
 
-        launch(open_recipe(arguments.recipe, arguments.assignments), resume=arguments.resume)
+        recipe = open_recipe(arguments.recipe, arguments.assignments)
+        launch(recipe, resume=arguments.resume, resume_from=arguments.resume_from)
     except FPEError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

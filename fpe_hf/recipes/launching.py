@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RecipeError, did_you_mean
 from .library import find_recipe
@@ -34,12 +34,19 @@ def open_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
     return read_recipe(find_recipe(name), assignments)
 
 
-def launch(recipe: Recipe, *, resume: bool = False, say: Callable[[str], None] = print) -> Results:
+def launch(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    resume_from: str | None = None,
+    say: Callable[[str], None] = print,
+) -> Results:
     """Runs a recipe, writes its report, and pushes the model if the recipe says so.
 
     Args:
         recipe: What to do.
         resume: Go on where an earlier run in the same folder stopped.
+        resume_from: Go on with a run that `output.push.checkpoints` uploaded to this repository.
         say: Takes lines of progress.
 
     Raises:
@@ -49,12 +56,24 @@ def launch(recipe: Recipe, *, resume: bool = False, say: Callable[[str], None] =
     from .running import run_recipe
 
     with _quiet():
+        if resume_from is not None:
+            _fetch(resume_from, recipe.output.folder)
         return run_recipe(
             recipe,
-            resume=resume,
+            resume=resume or resume_from is not None,
             say=say,
             finish=lambda results, prepared: _finish(recipe, results, prepared, say),
+            callbacks=_callbacks(recipe),
         )
+
+
+def _callbacks(recipe: Recipe) -> list[Any]:
+    push = recipe.output.push
+    if push is None or not push.checkpoints:
+        return []
+    from .mirror import MirrorCallback
+
+    return [MirrorCallback(recipe.output.folder, push)]
 
 
 def _finish(
@@ -78,6 +97,18 @@ def _finish(
         from .pushing import push_run
 
         say(f"Pushed: {push_run(recipe, results).url}")
+
+
+def _fetch(repo_id: str, folder: Path) -> None:
+    """Downloads a run, on one process of each machine."""
+    from accelerate import PartialState
+
+    from .mirror import download_run
+
+    state = PartialState()
+    if state.is_local_main_process:
+        download_run(repo_id, folder)
+    state.wait_for_everyone()
 
 
 @contextmanager

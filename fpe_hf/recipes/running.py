@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,12 @@ def model_folder(folder: Path, arm: str, seed: int) -> Path:
 
 
 def run_recipe(
-    recipe: Recipe, *, resume: bool = False, say: Say = print, finish: Finish | None = None
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    say: Say = print,
+    finish: Finish | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> Results:
     """Trains all arms and writes `results.json` and the models.
 
@@ -60,6 +65,7 @@ def run_recipe(
         resume: Go on where an earlier run in `output.folder` stopped.
         say: Takes a line of progress; called on the main process only.
         finish: Called with the results and the data at the end, on the main process only.
+        callbacks: More callbacks for the Trainer, for all arms.
 
     Returns:
         What came out.
@@ -79,7 +85,8 @@ def run_recipe(
         prepared = prepare(recipe, load_examples(recipe.data))
     results: list[ArmResult] = []
     for seed in recipe.compare.seeds:
-        repetition = _Repetition(recipe, prepared, seed, folder / f"seed-{seed}", state)
+        place = folder / f"seed-{seed}"
+        repetition = _Repetition(recipe, prepared, seed, place, state, callbacks)
         for arm in recipe.compare.arms:
             result = repetition.run(arm)
             results.append(result)
@@ -149,6 +156,7 @@ class _Repetition:
     seed: int
     folder: Path
     state: Any
+    callbacks: Sequence[Any] = ()
     ups: list[str] = field(default_factory=list)
 
     def run(self, arm: str) -> ArmResult:
@@ -177,8 +185,9 @@ class _Repetition:
         self.state.wait_for_everyone()
         return result
 
-    def _trainer(self, model: Any, folder: Path, callbacks: Any = None) -> Any:
-        return make_trainer(self.recipe, self.prepared, model, folder, self.seed, callbacks)
+    def _trainer(self, model: Any, folder: Path, callbacks: Sequence[Any] = ()) -> Any:
+        own = [*callbacks, *self.callbacks]
+        return make_trainer(self.recipe, self.prepared, model, folder, self.seed, own)
 
     # -- where an arm starts -------------------------------------------------------------------
 

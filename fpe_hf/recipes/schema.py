@@ -255,11 +255,14 @@ class Push(_Section):
         repo_id: `user/name`.
         private: Whether others are kept out.
         revision: Branch to push to.
+        checkpoints: Also upload the run after every checkpoint, to the branch `run`, so that it can
+            be gone on with elsewhere.
     """
 
     repo_id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
     private: bool = False
     revision: str | None = None
+    checkpoints: bool = False
 
 
 class Output(_Section):
