@@ -168,6 +168,7 @@ class _Repetition:
             remove_partial(folder)
         self.state.wait_for_everyone()
         model, checkpoint = self._start(arm, folder)
+        names = vars(model).get("_weight_conversions")
         before = self._interference(model)
         signals = StopOnSignal()
         trainer = self._trainer(model, folder, [signals])
@@ -177,6 +178,8 @@ class _Repetition:
             raise Interrupted(f"stopped at step {trainer.state.global_step}, all saved in {folder}")
         result = self._measure(arm, trainer, time.perf_counter() - started, before)
         place = model_folder(self.folder.parent, arm, self.seed)
+        if not is_widened(model):
+            _save_as_usual(model, names)
         trainer.save_model(str(place))
         if self.state.is_main_process:
             if self.prepared.processor is not None:
@@ -299,6 +302,14 @@ def _metrics(log: dict[str, Any], names: tuple[str, ...]) -> dict[str, float]:
         else:
             values[name] = float(log[f"eval_{name.rpartition('/')[2]}"])
     return values
+
+
+def _save_as_usual(model: Any, conversions: Any) -> None:
+    """Has a stock model saved under the names of its checkpoints on the Hub again."""
+    if conversions is None:
+        vars(model).pop("_weight_conversions", None)
+    else:
+        model._weight_conversions = conversions
 
 
 def _load_weights(model: Any, checkpoint: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from ..checkpoint.quantizer import keep_names
 from ..errors import RecipeError
 from .evaluation import best_classes, make_compute_metrics
 from .parsing import training_values
@@ -135,6 +136,8 @@ def make_trainer(
         seed: Of the order of the data and of dropout: the same for all arms.
         callbacks: Beside those that every arm has.
     """
+    # The Trainer resumes by the names in memory, and transformers saves some models under others.
+    keep_names(model)
     trainer = Trainer(
         model=model,
         args=make_arguments(recipe, folder, seed),

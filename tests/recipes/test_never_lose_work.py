@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import AutoModelForImageClassification, TrainerCallback
 
 from fpe_hf.errors import RecipeError
 from fpe_hf.recipes import running, splitting
@@ -166,6 +166,38 @@ def test_sigterm_saves_and_stops(
     running.run_recipe(recipe(folder), resume=True)
     assert same(weights(folder), uninterrupted)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+VIT = """
+model:
+  task: image-classification
+  config:
+    {model_type: vit, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1,
+     num_attention_heads: 2, image_size: 8, patch_size: 4, num_channels: 1}
+data: {source: digits, max_train_samples: 64, max_eval_samples: 16}
+widen: {at: {step: 2}}
+train: {max_steps: 6, save_strategy: steps, save_steps: 1, learning_rate: 1e-2, use_cpu: true}
+"""
+
+
+def test_names_that_differ_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers saves a ViT under other names than it has in memory."""
+    results = []
+    for name in ("whole", "stopped"):
+        own = parse_recipe(VIT, [f"output.folder={tmp_path / name}"])
+        if name == "stopped":
+            stop = _Die(4, "dense", lambda: os.kill(os.getpid(), signal.SIGTERM))
+            with monkeypatch.context() as patch:
+                patch.setattr(running, "make_trainer", with_callback(stop))
+                with pytest.raises(Interrupted):
+                    running.run_recipe(own)
+        results.append(running.run_recipe(own, resume=name == "stopped"))
+    for arm in ("dense", "fpe"):
+        assert results[0].of_arm(arm)[0].curve == results[1].of_arm(arm)[0].curve
+    model = tmp_path / "whole" / "seed-0" / "dense" / "model"
+    assert any(name.startswith("vit.encoder") for name in load_file(model / "model.safetensors"))
+    _, report = AutoModelForImageClassification.from_pretrained(model, output_loading_info=True)
+    assert not report["missing_keys"]
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(
