@@ -16,9 +16,10 @@ help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | \
 	while IFS='|' read -r target text; do printf '%-18s %s\n' "$$target" "$$text"; done
 
-demo: $(VENV)/.installed-demo ## train, split, save, reload and export a small ViT (examples/digits.py)
-	$(call say,examples/digits.py)
-	@HF_HUB_OFFLINE=1 $(BIN)/python examples/digits.py
+demo: $(VENV)/.installed-demo ## train a small ViT, dense and widened, and report (recipes/digits-vit.yaml)
+	$(call say,fpe-hf run digits-vit)
+	@rm -rf build/demo
+	@HF_HUB_OFFLINE=1 $(BIN)/fpe-hf run digits-vit output.folder=build/demo
 
 test: lint types docs unit ## everything that CI checks
 

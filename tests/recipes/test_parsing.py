@@ -134,6 +134,13 @@ def test_the_schema_accepts_and_refuses_what_the_parser_does() -> None:
             jsonschema.validate(broken, schema)
 
 
+def test_the_published_schema_is_current() -> None:
+    published = Path(__file__).parents[2] / "docs" / "recipe.schema.json"
+    assert json.loads(published.read_text()) == json_schema(), (
+        "run: fpe-hf recipes schema > docs/recipe.schema.json"
+    )
+
+
 VALUES: Any = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
