@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .dense import to_dense
     from .discovery import MLPBlock, find_mlps
     from .errors import FPEError
+    from .hub import from_pretrained, push_to_hub
     from .splits import register_split
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "__version__",
     "audit",
     "find_mlps",
+    "from_pretrained",
+    "push_to_hub",
     "register_split",
     "to_dense",
     "widen",
@@ -40,6 +43,8 @@ _HOMES = {
     "MLPBlock": "discovery",
     "audit": "auditing",
     "find_mlps": "discovery",
+    "from_pretrained": "hub",
+    "push_to_hub": "hub",
     "register_split": "splits",
     "to_dense": "dense",
     "widen": "conversion",

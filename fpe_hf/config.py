@@ -191,7 +191,7 @@ class FPEConfig:
         """
         try:
             fields = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"The configuration is not JSON: {error}.") from error
         if not isinstance(fields, dict):
             raise ConfigError(

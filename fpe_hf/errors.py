@@ -41,6 +41,10 @@ class RecipeError(ConfigError):
     """A recipe cannot be run: an unknown key, a value that is not accepted, data that do not fit."""
 
 
+class HubError(FPEError, OSError):
+    """The Hub refused a request, could not be reached, or was asked for something impossible."""
+
+
 class ExportError(FPEError, RuntimeError):
     """A widened model has no stock equivalent of its own class."""
 

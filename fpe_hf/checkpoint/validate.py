@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
 from ..planning import BlockSpec
+from .limits import bounded_parameters, check_backing, check_counts, check_tiles, parameter_limit
 from .loading import empty_model, insert_empty_layers
 from .quantizer import QUANT_METHOD, FPEQuantizationConfig, FPEQuantizer
-from .verify import check_present, model_tensors, verify_layers
+from .verify import check_present, model_tensors, open_safetensors, verify_layers
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+MAX_JSON_BYTES = 64 * 2**20
+_FILE_NAME = re.compile(r"[^/\\\0]{1,200}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class ValidationReport:
         blocks: Its widened blocks.
         files: Its weight files.
         tensors: Number of tensors in them.
+        numbers: Whether the numbers of the widened layers were checked, or only the headers.
     """
 
     path: Path
@@ -34,13 +41,15 @@ class ValidationReport:
     blocks: tuple[BlockSpec, ...]
     files: tuple[Path, ...]
     tensors: int
+    numbers: bool = True
 
 
-def validate_checkpoint(path: str | Path) -> ValidationReport:
+def validate_checkpoint(path: str | Path, *, numbers: bool = True) -> ValidationReport:
     """Checks the config and every tensor of a widened model's folder.
 
     Args:
         path: The folder.
+        numbers: Read the numbers of the widened layers, to check their indices and checksums.
 
     Returns:
         What it holds.
@@ -49,63 +58,93 @@ def validate_checkpoint(path: str | Path) -> ValidationReport:
         CheckpointError: Anything is missing, damaged, contradictory or from a newer format.
     """
     folder = Path(path)
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / CONFIG)
     stored = config.get("quantization_config")
     if not isinstance(stored, dict) or stored.get("quant_method") != QUANT_METHOD:
-        raise CheckpointError(f"{folder / 'config.json'} does not describe a widened model.")
+        raise CheckpointError(f"{folder / CONFIG} does not describe a widened model.")
+    check_counts(config, str(folder / CONFIG))
     plan = FPEQuantizationConfig(**stored)
-    model = _empty_model(folder)
+    check_tiles(plan.specs)
+    files = [folder / name for name in weight_files(folder)]
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing.")
+    model = _empty_model(folder, count_tensors(files))
     insert_empty_layers(model, plan.specs)
-    files = _weight_files(folder)
     with model_tensors(model, [str(file) for file in files], FPEQuantizer(plan)) as tensors:
+        check_backing(model, tensors, sum(file.stat().st_size for file in files))
         _check_rest(model, tensors)
-        verify_layers(model, tensors)
+        verify_layers(model, tensors, numbers=numbers)
         return ValidationReport(
-            folder, type(model).__name__, tuple(plan.specs), tuple(files), len(tensors)
+            folder, type(model).__name__, tuple(plan.specs), tuple(files), len(tensors), numbers
         )
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        CheckpointError: It cannot be read, is something else, or is larger than any config.
+    """
     try:
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{file} is larger than {MAX_JSON_BYTES:,} bytes.")
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read as JSON: {error}.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} must hold a JSON object.")
     return content
 
 
-def _empty_model(folder: Path) -> Any:
+def weight_files(folder: Path) -> list[str]:
+    """Names of the safetensors files of a folder, by its index if there is one.
+
+    Raises:
+        CheckpointError: The index is broken, or names what is not a file in the folder.
+    """
+    index = folder / INDEX
+    if not index.exists():
+        return [SINGLE]
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map.")
+    names = list({str(name): None for name in weight_map.values()})
+    for name in names:
+        if not _FILE_NAME.fullmatch(name):
+            raise CheckpointError(f"{index} names {name!r}, which is not a file in the folder.")
+    return sorted(names)
+
+
+def count_tensors(files: Iterable[Path]) -> int:
+    """Number of tensors in safetensors files.
+
+    Raises:
+        CheckpointError: A file is broken.
+    """
+    count = 0
+    for file in files:
+        with open_safetensors(str(file)) as opened:
+            count += len(opened.keys())
+    return count
+
+
+def _empty_model(folder: Path, tensors: int) -> Any:
     """The stock model on the meta device, which takes no memory whatever sizes are claimed."""
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         del config.quantization_config
-        return empty_model(config)
+        with bounded_parameters(parameter_limit(tensors)):
+            return empty_model(config)
+    except CheckpointError:
+        raise
     except Exception as error:  # a config of unknown content makes transformers raise anything
         raise CheckpointError(
-            f"{folder / 'config.json'} does not describe a model that transformers can build: "
+            f"{folder / CONFIG} does not describe a model that transformers can build: "
             f"{type(error).__name__}: {error}"
         ) from error
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, by its index if there is one."""
-    index = folder / _INDEX
-    if not index.exists():
-        names = [_SINGLE]
-    else:
-        weight_map = _read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{index} has no weight_map.")
-        names = sorted({str(name) for name in weight_map.values()})
-    for name in names:
-        if Path(name).name != name:
-            raise CheckpointError(f"{index} names {name!r}, which is not a file in the folder.")
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name} is missing.")
-    return [folder / name for name in names]
 
 
 def _check_rest(model: Any, tensors: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .folders import check_place
 from .tables import working
 
 if TYPE_CHECKING:
@@ -14,22 +15,55 @@ if TYPE_CHECKING:
 
 
 def validate(
-    folder: Annotated[
-        Path,
+    model: Annotated[
+        str,
         typer.Argument(
-            help="Folder of a widened model.", metavar="DIR", exists=True, file_okay=False
+            help="Folder or Hub id of a widened model.",
+            metavar="DIR_OR_REPO",
+            callback=check_place,
         ),
     ],
+    revision: Annotated[
+        str, typer.Option(help="Branch, tag or commit of a model on the Hub.")
+    ] = "main",
+    token: Annotated[
+        str | None,
+        typer.Option(
+            help="Access token. [default: that of `hf auth login`, or HF_TOKEN]",
+            show_default=False,
+        ),
+    ] = None,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="Of a model on the Hub, download the weights and check them, too."
+        ),
+    ] = False,
 ) -> None:
     """Checks the files of a widened model.
 
     They are not trusted: the config, every index, the shape of every tensor and the checksum of
-    every widened layer are checked. Nothing in the folder is run, and no more than one layer is in
-    memory at a time.
+    every widened layer are checked. Nothing in them is run, and no more than one layer is in
+    memory at a time. Of a model on the Hub, only the config and the headers of the weight files
+    are fetched and checked, unless --full is given.
     """
-    report = check_folder(folder)
-    typer.echo(
-        f"OK: {folder} holds a widened {report.model_class} "
+    if Path(model).is_dir():
+        typer.echo(_verdict(model, check_folder(Path(model))))
+        return
+    with working(f"Checking {model}"):
+        from ..hub.remote import validate_repo
+
+        report = validate_repo(model, revision=revision, token=token, numbers=full)
+    typer.echo(_verdict(f"{model} at {report.commit}", report.checkpoint))
+    if not full:
+        typer.echo("Headers only: no index and no checksum was checked. --full does that.")
+    if report.never_read:
+        typer.echo("Never read in loading: " + ", ".join(report.never_read))
+
+
+def _verdict(where: str, report: ValidationReport) -> str:
+    return (
+        f"OK: {where} holds a widened {report.model_class} "
         f"(blocks: {len(report.blocks)}, tensors: {report.tensors}, files: {len(report.files)})"
     )
 

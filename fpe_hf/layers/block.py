@@ -49,7 +49,7 @@ class BlockUp(UpLayer):
     ) -> None:
         values = spec.up_weights[index]
         super().__init__(spec, index, stock, values=values, dtype=dtype, device=device)
-        shape = (len(spec.tiles), sum(spec.child_inputs))
+        shape = (spec.tile_count, sum(spec.child_inputs))
         inputs = torch.empty(shape, dtype=smallest_int(spec.in_features), device=device)
         self.register_buffer("inputs", inputs)
 
@@ -166,7 +166,7 @@ class BlockDown(DownLayer):
         super().__init__(spec, stock, values=spec.down_weights, dtype=dtype, device=device)
         self.replicated = spec.fan_out == "replicate"
         self.tile_outputs = spec.child_outputs[0] if self.replicated else sum(spec.child_outputs)
-        shape = (len(spec.tiles), self.tile_outputs)
+        shape = (spec.tile_count, self.tile_outputs)
         outputs = torch.empty(shape, dtype=smallest_int(spec.out_features), device=device)
         ordered = self.replicated and self.tile_outputs == spec.out_features
         self.register_buffer("outputs", None if ordered else outputs)

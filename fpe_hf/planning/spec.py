@@ -111,6 +111,12 @@ class BlockSpec:
         """Parent neurons of all experts."""
         return self.experts * self.parents
 
+    @property
+    def tile_count(self) -> int:
+        """Number of tiles, of all experts."""
+        size = self.tile_size if self.layout == "block" else self.parents
+        return self.experts * -(-self.parents // size)
+
     @cached_property
     def tiles(self) -> tuple[tuple[int, int], ...]:
         """First and last-plus-one parent of every tile, counted through all experts."""
@@ -261,6 +267,7 @@ class BlockSpec:
                     min(counts) >= 0 and total <= limit,
                     f"{name}={counts} does not fit {limit}.",
                 )
+                require(total > 0, f"{name}={counts} must not be nothing.")
                 require(not shared or len(set(counts)) == 1, f"{name}={counts} must be equal.")
         require(
             self.parent_nonzeros <= self.parent_numbers,

@@ -87,8 +87,14 @@ def check_recipe(raw: Mapping[str, Any], lines: Mapping[Path_, str], name: str) 
 def _lines(text: str, name: str) -> dict[Path_, str]:
     """The line of every key; refuses what YAML itself refuses, and repeated keys."""
     lines: dict[Path_, str] = {}
+    seen: set[int] = set()
 
     def walk(node: yaml.Node, path: Path_) -> None:
+        if isinstance(node, yaml.CollectionNode):
+            if id(node) in seen:  # ten nested aliases can stand for billions of values
+                line = node.start_mark.line + 1
+                raise RecipeError(f"{name}, line {line}: aliases (*name) of lists are not accepted.")
+            seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 own = (*path, key.value)

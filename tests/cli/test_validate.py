@@ -22,4 +22,4 @@ def test_refuses_what_is_not_widened(dense: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
-    assert_refused(fpe_hf("validate", tmp_path / "none"), "does not exist", code=2)
+    assert_refused(fpe_hf("validate", tmp_path / "none"), "there is no folder", code=2)
