@@ -14,7 +14,7 @@ from .config import FPEConfig
 from .discovery import MLPBlock, find_mlps
 from .errors import ConfigError
 from .layers import build_layers
-from .modules import fpe_layers, put_layers, stocks_of, take_weights
+from .modules import fpe_layers, has_config, put_layers, stocks_of, take_weights
 from .planning import BlockPlan, BlockSpec, plan_block
 from .selection import select_blocks
 
@@ -159,11 +159,20 @@ def _replace_block(model: nn.Module, block: MLPBlock, plan: BlockPlan) -> None:
 
 def _record(model: Any, config: FPEConfig, specs: list[BlockSpec]) -> None:
     """Writes the plan where `save_pretrained` will find it."""
-    if hasattr(model, "config") and hasattr(model, "save_pretrained"):
+    if has_config(model):
         from .checkpoint.quantizer import FPEQuantizationConfig, keep_names
 
         model.config.quantization_config = FPEQuantizationConfig.from_specs(config, specs)
         keep_names(model)
+        return
+    inner = next((name for name, module in model.named_modules() if has_config(module)), None)
+    if inner is not None:
+        logger.warning(
+            "The plan is nowhere saved: %s has no transformers config, but holds a model that has, "
+            "as %r. To save that one by itself, as sentence-transformers does, widen it alone.",
+            type(model).__name__,
+            inner,
+        )
 
 
 def _starts_exact(spec: BlockSpec) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
@@ -12,6 +13,12 @@ from .errors import PlanError
 from .layers import EXPERTS_STOCKS, FPELayer, move_in
 from .linear import bias_of, features, is_linear, stock_of, twin_of, weight_of
 from .planning import BlockSpec, ParentWeights
+
+
+def has_config(model: nn.Module) -> bool:
+    """Whether a model is one of transformers', built from a config and saved with it."""
+    library = sys.modules.get("transformers.modeling_utils")
+    return library is not None and isinstance(model, library.PreTrainedModel)
 
 
 def stock_kind(module: nn.Module) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Container, Iterable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..errors import CheckpointError
-from ..layers import empty_layers
+from ..layers import FPELayer, empty_layers
 from ..layers.checksum import UNVERIFIED
 from ..modules import check_skeleton, fpe_layers, projections, put_layers, stocks_of
 from ..planning import BlockSpec
@@ -37,7 +38,7 @@ def load_model(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTraine
     from transformers import AutoConfig
 
     place = {name: kwargs[name] for name in _PLACE if name in kwargs}
-    config = AutoConfig.from_pretrained(name_or_path, **place)
+    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **place)
     kind = model_class(config)
     model, report = kind.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
     missing = sorted(report["missing_keys"])
@@ -116,11 +117,25 @@ def insert_empty_layers(model: PreTrainedModel, specs: Sequence[BlockSpec]) -> N
         layers = empty_layers(spec, stocks, weight.dtype, weight.device)
         put_layers(model, spec, layers, found)
         inserted += 1
+    _keep_initialized(model)
     if not inserted:
         raise CheckpointError(
             f"none of the {len(specs)} blocks of the FPE config is in {type(model).__name__}; "
             f"the first is {specs[0].name!r}. Load the class the model was saved from."
         )
+
+
+def _keep_initialized(model: PreTrainedModel) -> None:
+    """Has transformers leave modules alone that hold widened layers and no other numbers.
+
+    After loading it lets the model's class initialize every module once more, numbers that were
+    loaded excepted; some classes (BLT) do so by the shapes of the stock projections.
+    """
+    for module in model.modules():
+        others = [child for child in module.children() if not isinstance(child, FPELayer)]
+        own = chain(module._parameters, module._buffers, *(child.state_dict() for child in others))
+        if len(others) < len(list(module.children())) and next(own, None) is None:
+            module._is_hf_initialized = True
 
 
 def _tie(model: PreTrainedModel, names: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,12 +14,16 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fpe_hf.discovery.block import MLPBlock, MLPBlocks, NearMiss
-from fpe_hf.discovery.lineage import Call, Ended, Live, Op, Track, channels
+from fpe_hf.discovery.lineage import Call, Ended, Live, Op, Track
+from fpe_hf.discovery.rows import channels
 from fpe_hf.discovery.trace import Read, Trace, names_of
 from fpe_hf.linear import features, is_linear, twin_of
 
 OUTSIDE = "outside a repeated stack; name it in targets to widen it"
 NOT_ADDED = "its output is not added to hidden states; name it in targets to widen it"
+EMBEDS_TIME = "it embeds a timestep; name it in targets to widen it"
+
+_TIME_EMBEDDER = re.compile(r"(^|[._])time(step)?s?_?emb", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -112,15 +117,21 @@ def _split_off(
     Others are heads, gates, routers, embedders and the like: they are widened on request. A model
     that has nothing but such, as a plain chain of layers, is all blocks.
     """
-    why = {
-        block.down: NOT_ADDED if house.in_stack(block.name) else OUTSIDE
-        for block in blocks
-        if not (house.in_stack(block.name) and added[block.down])
-    }
+    reasons = ((b.down, _why_on_request(house, b, added[b.down])) for b in blocks)
+    why = {down: reason for down, reason in reasons if reason is not None}
     if len(why) == len(blocks) and not _holds_pretrained(model):
         return MLPBlocks(blocks, misses)
     on_request = [NearMiss(b.ups, b.down, why[b.down], b) for b in blocks if b.down in why]
     return MLPBlocks([b for b in blocks if b.down not in why], [*misses, *on_request])
+
+
+def _why_on_request(house: _House, block: MLPBlock, added: bool) -> str | None:
+    """Why a block is widened only when it is named, or `None`."""
+    if not house.in_stack(block.name):
+        return OUTSIDE
+    if _TIME_EMBEDDER.search(block.down):  # in each layer of a DiT, added to another embedding
+        return EMBEDS_TIME
+    return None if added else NOT_ADDED
 
 
 def _is_added(block: MLPBlock, trace: Trace) -> bool:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fpe_hf.discovery import lineage as rules
-from fpe_hf.discovery.lineage import Call, Lineage, Live, Step, Track
+from fpe_hf.discovery import rules
+from fpe_hf.discovery.lineage import Call, Lineage, Live, Step, Track, begin, live_tracks, tensors
+from fpe_hf.discovery.rows import channels, compact
 
 _FACTORS = {
     "mm": 0,
@@ -91,7 +92,7 @@ class Stacks:
 
     def names(self, step: Step) -> list[str]:
         """The parameters that the operands of `step` are cut from."""
-        tracks = rules.live_tracks(self.of(tensor) for tensor, _ in step.operands())
+        tracks = live_tracks(self.of(tensor) for tensor, _ in step.operands())
         return list(dict.fromkeys(track.call.projection for track in tracks))
 
     def move(self, step: Step) -> bool:
@@ -103,7 +104,7 @@ class Stacks:
             return self._cut(step)
         outcome = rules.follow(replace(step, lineage=self.of))
         lineages = outcome if isinstance(outcome, list) else [outcome]
-        for tensor, lineage in zip(rules.tensors(step.output), lineages, strict=True):
+        for tensor, lineage in zip(tensors(step.output), lineages, strict=True):
             if not isinstance(lineage, Live):
                 return False
             self._weights[tensor] = lineage
@@ -154,7 +155,7 @@ class Stacks:
         if not isinstance(lineage, Live) or len(lineage.tracks) != 1:
             return None
         track = lineage.tracks[0]
-        whole = replace(track, rows=rules.compact(track.rows.expand(shape)))
+        whole = replace(track, rows=compact(track.rows.expand(shape)))
         fits = track.call.rows == rows and _lies_along(whole, axis)
         return track.call.projection if fits else None
 
@@ -162,7 +163,7 @@ class Stacks:
 def _axes(name: str, tensor: Tensor) -> Live:
     """The lineage of a stack: its axes but the first, each labelled with its number."""
     starts = (
-        rules.start(Call(name, tensor.size(axis), axis), tensor.shape, axis)
+        begin(Call(name, tensor.size(axis), axis), tensor.shape, axis)
         for axis in range(1, tensor.dim())
     )
     return Live(tuple(track for live in starts for track in live.tracks))
@@ -174,7 +175,7 @@ def _sizes(tensor: Tensor) -> list[int]:
 
 def _lies_along(track: Track, axis: int) -> bool:
     """Whether all of the track's rows lie along `axis`, in order."""
-    rows = rules.channels(track.rows, axis)
+    rows = channels(track.rows, axis)
     return (
         rows is not None
         and len(rows) == track.call.rows

@@ -16,9 +16,21 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fpe_hf.discovery import lineage as rules
+from fpe_hf.discovery import rules
 from fpe_hf.discovery.experts import Product, Stacks, traceable_experts
-from fpe_hf.discovery.lineage import Call, Ended, Lineage, Live, Outcome, Step
+from fpe_hf.discovery.lineage import (
+    Call,
+    Ended,
+    Lineage,
+    Live,
+    Outcome,
+    Step,
+    begin,
+    live_tracks,
+    operator_name,
+    tensors,
+)
+from fpe_hf.discovery.rows import varying
 from fpe_hf.linear import channel_axis, is_linear, is_pointwise, twin_of
 
 Inputs = Mapping[str, Any] | tuple[Any, ...]
@@ -236,7 +248,7 @@ class _Tracer(TorchDispatchMode):
         return output
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self._blank or rules.operator_name(func) not in rules.HEAVY:
+        if not self._blank or operator_name(func) not in rules.HEAVY:
             return func(*args, **kwargs)
         # Blank weights make blank products: work out their shape, spare the rest.
         args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
@@ -268,7 +280,7 @@ class _Tracer(TorchDispatchMode):
             for tensor, lineage in zip(step.output, outcome, strict=True):
                 self._set(tensor, lineage)
         else:
-            for tensor in rules.tensors(step.output):
+            for tensor in tensors(step.output):
                 self._set(tensor, outcome)
 
     def _follow_stacks(self, step: Step) -> bool:
@@ -311,7 +323,7 @@ class _Tracer(TorchDispatchMode):
         if call.transposed != product.transposed or product.bias not in (None, call.bias):
             self._stacks.misused[name] = "is used in several ways"
         self._outputs[step.output] = (call,)
-        self._lineages[step.output] = rules.start(call, step.output.shape, axis)
+        self._lineages[step.output] = begin(call, step.output.shape, axis)
 
     def _biased(self, step: Step) -> bool:
         """Whether `step` adds biases of experts to what their weights just made."""
@@ -322,7 +334,7 @@ class _Tracer(TorchDispatchMode):
             if not isinstance(lineage, Live) or len(lineage.tracks) != 1:
                 continue
             track, shape = lineage.tracks[0], step.result.shape
-            axes = rules.varying(track.rows)
+            axes = varying(track.rows)
             if track.ops or made.shape != shape or len(axes) != 1:
                 continue
             name = self._stacks.bias(bias, shape, axes[0], track.call.rows)
@@ -335,7 +347,7 @@ class _Tracer(TorchDispatchMode):
     def _follow_value(self, step: Step) -> None:
         """Reshaped tensors stand for the same value, so that two of them can be compared."""
         if step.func._schema.is_mutable:
-            for tensor in rules.tensors(step.output):
+            for tensor in tensors(step.output):
                 self._values[tensor] = object()
         elif step.name in RESHAPES and isinstance(step.output, Tensor):
             same = step.output.shape == step.args[0].shape
@@ -357,13 +369,13 @@ class _Tracer(TorchDispatchMode):
                     call.joined = True
                 elif rules.carries(step, source):
                     kept[call] = None
-        for tensor in rules.tensors(step.output) if kept else ():
+        for tensor in tensors(step.output) if kept else ():
             self._outputs[tensor] = tuple(kept)
 
     def _note_leaks(self, step: Step, lineages: list[Lineage], outcome: Outcome) -> None:
         outcomes = outcome if isinstance(outcome, list) else [outcome]
-        kept = {track.call for track in rules.live_tracks(outcomes)}
-        for track in rules.live_tracks(lineages):
+        kept = {track.call for track in live_tracks(outcomes)}
+        for track in live_tracks(lineages):
             if track.call not in kept:
                 track.call.leaks.append(step.place)
 
@@ -447,7 +459,7 @@ class _Tracer(TorchDispatchMode):
         return name, type(module).__name__
 
     def _read(self, name: str, axis: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        source = next(iter(rules.tensors((args, kwargs))), None)
+        source = next(iter(tensors((args, kwargs))), None)
         lineage = None if source is None or not source.numel() else self._of(source)
         if lineage is not None:
             self.trace.reads.append(Read(name, lineage, axis))
@@ -455,9 +467,9 @@ class _Tracer(TorchDispatchMode):
     def _made(
         self, name: str, axis: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        source = next(iter(rules.tensors((args, kwargs))), None)
+        source = next(iter(tensors((args, kwargs))), None)
         # Quantized layers also return a scale.
-        output = next(iter(rules.tensors(output)), None)
+        output = next(iter(tensors(output)), None)
         if source is None or output is None or not output.dim():
             return
         if not output.numel():
@@ -467,14 +479,14 @@ class _Tracer(TorchDispatchMode):
         call.joined = False
         self._outputs[output] = (call, *self._outputs.get(source, ()))
         with _disable_current_modes():
-            self._lineages[output] = rules.start(call, output.shape, axis)
+            self._lineages[output] = begin(call, output.shape, axis)
 
     def returned(self, output: Any, alone: bool) -> None:
         """Values that the model returns are used outside of it."""
-        for tensor in rules.tensors(output) if alone else ():
+        for tensor in tensors(output) if alone else ():
             for call in self._outputs.get(tensor, ()):
                 call.joined = True
-        for track in rules.live_tracks(map(self._of, rules.tensors(output))):
+        for track in live_tracks(map(self._of, tensors(output))):
             track.call.leaks.append("the model's output")
 
 

@@ -88,6 +88,33 @@ class FPELayer(nn.Module):
         differentiable."""
         raise NotImplementedError
 
+    def merged_weight(self) -> Tensor:
+        """The matrix with one neuron in the place of all children of a parent, if `mergeable`:
+        `[sources * parents, inputs]` or `[outputs, parents]`, experts as in `dense_weight`."""
+        raise NotImplementedError
+
+    def merged_bias(self) -> Tensor | None:
+        """The bias that goes with `merged_weight`."""
+        raise NotImplementedError
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether the children of a parent are equal at all times, as they are at coupling 1."""
+        spec = self.spec
+        equal = spec.coupling == 1.0 and not spec.learn_coupling
+        return equal and (spec.bias == "shared" or not any(spec.up_biases))
+
+    def children_places(self) -> Tensor:
+        """Places of a parent's children among the hidden neurons (of an expert): int64
+        `[alpha, parents]`."""
+        alpha = self.spec.alpha
+        tiles = [tile for tile in self.spec.tiles if tile[1] <= self.spec.parents]
+        places = [
+            torch.arange(alpha * start, alpha * stop, device=self.weight.device).view(alpha, -1)
+            for start, stop in tiles
+        ]
+        return torch.cat(places, 1)
+
     def children_mask(self) -> Tensor:
         """Which weights exist, without coupling: bool `[alpha, parents, inputs]` for an up layer
         (a gated one's matrices taken together), `[alpha, outputs, parents]` for a down layer."""
@@ -302,7 +329,7 @@ class UpLayer(FPELayer):
         parts = [
             per_parent[..., None, start:stop]
             .expand(*lead, self.spec.alpha, stop - start)
-            .reshape(*lead, -1)
+            .reshape(*lead, self.spec.alpha * (stop - start))  # there may be no tokens
             for start, stop in self.spec.tiles
         ]
         return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
@@ -315,6 +342,22 @@ class UpLayer(FPELayer):
             parts = parts.transpose(1, 2)
         merged: Tensor = parts.flatten(1, 2)
         return merged if self.spec.experts > 1 else merged[0]
+
+    def merged_weight(self) -> Tensor:
+        return self._first_children(self.dense_weight())
+
+    def merged_bias(self) -> Tensor | None:
+        bias = self.dense_bias()
+        return None if bias is None else self._first_children(bias)
+
+    def _first_children(self, rows: Tensor) -> Tensor:
+        """Of rows in the order of `merge_sources`, those of every parent's first child."""
+        axis = 0 if self.spec.experts == 1 else 1
+        fused = self.spec.fused
+        shape = (self.spec.hidden, 2) if fused == "interleaved" else (-1, self.spec.hidden)
+        hidden = axis if fused == "interleaved" else axis + 1
+        apart: Tensor = rows.unflatten(axis, shape)
+        return apart.index_select(hidden, self.children_places()[0]).flatten(axis, axis + 1)
 
     def dense_bias(self) -> Tensor | None:
         if self.bias is None:
@@ -355,6 +398,13 @@ class DownLayer(FPELayer):
             return weight
         parts: Tensor = weight.unflatten(1, (self.spec.experts, -1))
         return parts.transpose(0, 1)
+
+    def merged_weight(self) -> Tensor:
+        merged: Tensor = self.dense_weight()[..., self.children_places()].sum(-2)
+        return merged
+
+    def merged_bias(self) -> Tensor | None:
+        return self.dense_bias()
 
     def dense_bias(self) -> Tensor | None:
         if self.bias is None or self.spec.experts == 1:

@@ -16,7 +16,7 @@ from tools.coverage.fixes import FIXES, Fix
 from tools.coverage.inputs import repaired
 from tools.coverage.report import write
 from tools.coverage.shrink import parts
-from tools.coverage.steps import difference
+from tools.coverage.steps import check_type, difference
 from tools.coverage.types import NotBuildable, model_class, model_types
 
 
@@ -74,6 +74,28 @@ def test_image_tokens_are_added_as_the_model_asks() -> None:
 
 def test_difference_is_relative_to_each_tensor() -> None:
     assert difference([torch.tensor([100.0, 1.0])], [torch.tensor([100.0, 2.0])]) == 0.01
+
+
+def test_difference_ignores_masks_that_are_equal() -> None:
+    mask = torch.tensor([1.0, -torch.inf])
+    assert difference([mask], [mask]) == 0.0
+    assert difference([torch.tensor([1.0, 2.0])], [mask]) == torch.inf
+
+
+def test_layers_that_targets_must_name_are_widened_by_name() -> None:
+    record = check_type("molmo2_adapter")
+    assert (record["status"], record["targets"]) == ("pass", ["image_projector"])
+
+
+def test_blocks_exported_by_merging_are_counted(tmp_path: Path) -> None:
+    record = check_type("bloom")
+    assert (record["status"], record["merged"]) == ("pass", 2)
+    write([record], tmp_path)
+    page = (tmp_path / "coverage.md").read_text()
+    assert "1 have blocks whose hidden width no field" in page
+    assert "merged to their parents' width: bloom." in page
+    (kept,) = json.loads((tmp_path / "coverage.json").read_text())
+    assert [(block["name"], block["count"]) for block in kept["blocks"]] == [("h.*.mlp", 2)]
 
 
 def test_report_is_complete(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from tools.coverage.pool import sweep
+from tools.coverage.report import WIDENED
 from tools.coverage.types import model_types
 
 PASSES = 650
@@ -15,11 +16,11 @@ SHARE = 0.97
 
 @pytest.mark.nightly
 def test_sweep() -> None:
-    records = list(sweep(model_types(), steps="all", jobs=2))
+    records = list(sweep(model_types(), steps="all", jobs=2, limit=120))
     assert len(records) == len(model_types())
     counts = Counter(record["status"] for record in records)
     failed = {r["type"]: f"{r['step']}: {r['error']}" for r in records if r["status"] == "fail"}
-    assert counts["pass"] >= SHARE * (counts["pass"] + counts["fail"]), failed
+    assert counts["pass"] >= SHARE * sum(counts[status] for status in WIDENED), failed
     assert counts["pass"] >= PASSES, counts
 
 

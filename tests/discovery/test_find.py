@@ -473,3 +473,37 @@ def test_result_does_not_depend_on_the_default_device() -> None:
     expected = find_mlps(copy.deepcopy(model))
     with torch.device("meta"):
         assert find_mlps(model) == expected
+
+
+class TimedLayer(nn.Module):
+    """A layer of a diffusion transformer that embeds the timestep itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.timestep_embedder = nn.Sequential(nn.Linear(D, H), nn.SiLU(), nn.Linear(H, D))
+        self.mlp = nn.Sequential(nn.Linear(D, H), nn.GELU(), nn.Linear(H, D))
+        self.labels = nn.Parameter(torch.zeros(D))
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        x = x * (self.timestep_embedder(time) + self.labels)
+        return x + self.mlp(x)
+
+
+class Timed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([TimedLayer(), TimedLayer()])
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x, time)
+        return x
+
+
+def test_timestep_embedders_in_a_stack_are_offered() -> None:
+    found = find_mlps(Timed(), (torch.randn(2, D), torch.randn(2, D)))
+    assert [block.name for block in found] == ["layers.0.mlp", "layers.1.mlp"]
+    assert {miss.reason for miss in found.near_misses} == {
+        "it embeds a timestep; name it in targets to widen it"
+    }
+    assert all(miss.block is not None for miss in found.near_misses)

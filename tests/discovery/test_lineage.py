@@ -10,8 +10,9 @@ from hypothesis import given
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fpe_hf.discovery import lineage as rules
-from fpe_hf.discovery.lineage import Call, Ended, Lineage, Live, Step
+from fpe_hf.discovery import rules
+from fpe_hf.discovery.lineage import Call, Ended, Lineage, Live, Step, begin
+from fpe_hf.discovery.rows import channels as channels_of
 
 SHAPE, ROWS = (2, 3, 8), 8
 
@@ -22,9 +23,7 @@ class Follower(TorchDispatchMode):
     def __init__(self, start: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.call = Call("up", start.shape[-1], object())
-        self.known: list[tuple[Tensor, Lineage | None]] = [
-            (start, rules.start(self.call, start.shape))
-        ]
+        self.known: list[tuple[Tensor, Lineage | None]] = [(start, begin(self.call, start.shape))]
 
     def of(self, tensor: Tensor) -> Lineage | None:
         return next((known for other, known in reversed(self.known) if other is tensor), None)
@@ -136,7 +135,7 @@ def test_live_with_operations(function: Callable[[Tensor], Tensor], ops: list[st
     assert isinstance(lineage, Live)
     (track,) = lineage.tracks
     assert [op.name for op in track.ops] == ops
-    channels = rules.channels(track.rows)
+    channels = channels_of(track.rows)
     assert channels is not None
     assert channels.tolist() == list(range(ROWS))
 
@@ -197,8 +196,8 @@ def test_the_first_cause_is_told() -> None:
 
 
 def test_channels_along_another_axis() -> None:
-    rows = rules.start(Call("up", ROWS, object()), (2, ROWS, 3), axis=1).tracks[0].rows
-    channels = rules.channels(rows, axis=1)
+    rows = begin(Call("up", ROWS, object()), (2, ROWS, 3), axis=1).tracks[0].rows
+    channels = channels_of(rows, axis=1)
     assert channels is not None
     assert channels.tolist() == list(range(ROWS))
-    assert rules.channels(rows) is None
+    assert channels_of(rows) is None

@@ -54,11 +54,24 @@ config = transformers.LlamaConfig(
 with torch.device("meta"):
     model = transformers.LlamaForCausalLM(config)
 assert model.num_parameters() > 70e9
+"""
+QWEN = """
+import fpe_hf, transformers
+config = transformers.Qwen3MoeConfig(
+    vocab_size=151936, hidden_size=4096, num_hidden_layers=94, num_attention_heads=64,
+    num_key_value_heads=4, head_dim=128, num_experts=128, num_experts_per_tok=8,
+    moe_intermediate_size=1536, max_position_embeddings=40960,
+)
+with torch.device("meta"):
+    model = transformers.Qwen3MoeForCausalLM(config)
+assert model.num_parameters() > 230e9
+"""
+FIND = """
 start = time.process_time()
 blocks = fpe_hf.find_mlps(model)
 seconds = time.process_time() - start
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps([seconds, peak, len(blocks), blocks[79].kind, blocks[79].parents]))
+print(json.dumps([seconds, peak, len(blocks), blocks[-1].kind, blocks[-1].parents]))
 """
 
 
@@ -86,8 +99,13 @@ def test_clip_at_true_shapes(options: dict[str, Any]) -> None:
     assert growth < 1  # beside the model itself: under 2x the model in all
 
 
-def test_a_70b_model_on_the_meta_device() -> None:
-    seconds, peak, blocks, kind, parents = measure(LLAMA)
-    assert (blocks, kind, parents) == (80, "gated", 28672)
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [(LLAMA, (80, "gated", 28672)), (QWEN, (94, "experts", 1536))],
+    ids=["70B dense", "235B mixture of experts"],
+)
+def test_a_large_model_on_the_meta_device(model: str, found: tuple[int, str, int]) -> None:
+    seconds, peak, *blocks = measure(model + FIND)
+    assert tuple(blocks) == found
     assert seconds < 60
     assert peak < 4 * 2**30

@@ -263,3 +263,11 @@ def test_a_layer_says_what_it_is() -> None:
     text = repr(layout_case("block").layers()[0])
     for word in ("in_features=12", "out_features=15", "alpha=3", "layout='block'", "nonzeros="):
         assert word in text
+
+
+@pytest.mark.parametrize("coupling", [0.0, 1.0])
+@pytest.mark.parametrize(("layout", "fan_out"), COMBINATIONS)
+def test_no_tokens_are_no_error(layout: str, fan_out: str, coupling: float) -> None:
+    """Experts and adapters are called without any."""
+    for layer in layout_case(layout, fan_out, coupling=coupling).layers():
+        assert layer(torch.zeros(0, layer.in_features)).shape == (0, layer.out_features)

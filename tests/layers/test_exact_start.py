@@ -160,3 +160,19 @@ def test_blocks_without_biases_start_exact_too() -> None:
     x = torch.randn(6, 12)
     for options in LAYOUTS:
         torch.testing.assert_close(widened(mlp, **EXACT, **options)(x), mlp(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_merging_the_children_gives_the_parent_back(kind: str, layout: dict[str, Any]) -> None:
+    mlp = MLP(kind, "gelu")
+    wide = widened(mlp, alpha=3, **EXACT, **layout)
+    for name, layer in wide.named_children():
+        assert isinstance(layer, FPELayer)
+        assert layer.mergeable
+        stock = mlp.get_submodule(name)
+        torch.testing.assert_close(layer.merged_weight(), stock.weight, rtol=0, atol=0)
+        torch.testing.assert_close(layer.merged_bias(), stock.bias, rtol=0, atol=0)
+        places = layer.children_places()
+        assert places.shape == (3, 8)
+        assert places.flatten().sort().values.tolist() == list(range(24))

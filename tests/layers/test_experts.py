@@ -98,6 +98,19 @@ class TestForms:
             assert not any(isinstance(module, FPELayer) for module in dense.modules())
             torch.testing.assert_close(wide(inputs()), dense(inputs()))
 
+    def test_merging_the_children_gives_the_parent_back(
+        self, layout: str, fused: str | None, turned: bool, biased: bool
+    ) -> None:
+        model = Model(fused, turned, biased)
+        wide = widened(model, coupling=1.0, fan_out="partition", layout=layout, alpha=3)
+        stock = dict(model.layers[0].named_parameters())
+        for name, layer in fpe_layers(wide):
+            own = name.rpartition("fpe_")[2]
+            weight, bias = layer.merged_weight(), layer.merged_bias()
+            assert torch.equal(weight.mT if turned else weight, stock[own])
+            assert (bias is None) == (not biased)
+            assert bias is None or torch.equal(bias, stock[f"{own}_bias"])
+
     def test_every_expert_keeps_its_budget(
         self, layout: str, fused: str | None, turned: bool, biased: bool
     ) -> None:

@@ -37,6 +37,7 @@ PAIRS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("wi",), "wo"),
     (("Wi",), "Wo"),
     (("w1", "w3"), "w2"),
+    (("w1", "v1"), "w2"),
     (("w1",), "w2"),
     (("w_1",), "w_2"),
     (("weights_in",), "weights_out"),
@@ -161,7 +162,10 @@ def _layer(
         return None
     if len(below) == 3 and (above[0][0] != below[0] or "conv" in full(down)):
         return None  # no experts: convolutions
-    hidden = _hidden(above[0][-2:], below[-2:])
+    if ups == ("w1", "v1"):  # DBRX flattens its experts, and applies `w2` transposed
+        hidden = above[0][0] if above[0] == below else None
+    else:
+        hidden = _hidden(above[0][-2:], below[-2:])
     return hidden and FeedForward(tuple(map(full, ups)), full(down), hidden)  # type: ignore[return-value]
 
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,16 @@ Record = dict[str, Any]
 ORDER = ("pass", "no export", "fail", "refused", "no MLP", "not runnable", "not buildable")
 MEANING = {
     "pass": "widened in both layouts; outputs equal, audited, saved, loaded, exported, reloaded",
-    "no export": "as pass, but no configuration of its class has the widths that `to_dense` needs",
+    "no export": "as pass, but `to_dense` says that the class cannot hold the result",
     "fail": "a check failed, or a feed-forward layer was missed",
     "refused": "has feed-forward layers, all refused with a reason",
     "no MLP": "no feed-forward layer, by discovery and by the count of names",
     "not runnable": "the harness knows no inputs that its forward takes",
-    "not buildable": "the harness knows no small configuration, or a library is missing",
+    "not buildable": "no model of its own, a library missing, or no small configuration known",
 }
+WIDENED = ("pass", "no export", "fail", "refused")
+"""Statuses of the types that run and have feed-forward layers."""
+
 KEPT = (
     "type",
     "class",
@@ -35,16 +38,18 @@ KEPT = (
     "inputs",
     "unaided",
     "kinds",
+    "targets",
+    "merged",
+    "unsaved",
     "counted",
     "differences",
     "sensitivity",
-    "blocks",
-    "refused",
-    "missed",
-    "idle",
-    "extra",
+    "seconds",
 )
-"""What the JSON file keeps of a record."""
+"""What the JSON file keeps of a record as it is."""
+
+LAYERS = ("blocks", "refused", "missed", "idle", "extra")
+"""Lists of layers, of which it keeps one entry for those that differ only in their number."""
 
 HEAD = """\
 # Coverage of transformers
@@ -52,27 +57,62 @@ HEAD = """\
 <!-- Written by `python -m tools.coverage report`; do not edit. -->
 
 What fpe_hf does with a tiny, randomly initialised model of every model type of transformers
-{transformers} (torch {torch}): discovery, then the exact start (`coupling=1.0`,
+{transformers} (torch {torch}; {timm}): discovery, then the exact start (`coupling=1.0`,
 `fan_out="partition"`) in the layouts {layouts}. Outputs must agree within {tolerance:g} of their
-scale (float32); saved and loaded models must compute the same bits.
-[The details of every type](coverage.json) are in a JSON file.
+scale; where rounding in float32 exceeds that, both models are compared again in float64. Saved
+and loaded models must compute the same bits, and the stock model that `to_dense` makes must
+agree, too, also after saving and loading. A feed-forward layer that an independent count by
+parameter names and shapes finds, but discovery neither finds nor refuses with a reason, is a
+failure.
+
+This page and [the details of every type](coverage.json) are written by
+
+```bash
+python -m tools.coverage run --steps all --jobs 2 --limit 120 --out build/coverage.jsonl
+python -m tools.coverage report build/coverage.jsonl
+```
 """
 
 
 def write(records: list[Record], folder: Path) -> None:
     """Writes both files."""
     records = sorted(records, key=lambda record: record["type"].lower())
-    kept = [{key: record[key] for key in KEPT if key in record} for record in records]
+    lines = ",\n".join(json.dumps(_kept(record)) for record in records)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "coverage.json").write_text(json.dumps(kept, indent=1) + "\n")
+    (folder / "coverage.json").write_text(f"[\n{lines}\n]\n")
     (folder / "coverage.md").write_text(page(records))
+
+
+def _kept(record: Record) -> Record:
+    """What the JSON file says of a type."""
+    kept = {key: record[key] for key in KEPT if key in record}
+    return kept | {key: _folded(record[key]) for key in LAYERS if record.get(key)}
+
+
+def _folded(entries: list[Record]) -> list[Record]:
+    """Entries with `*` in the place of numbers in names; of equal ones, one, and how many."""
+    texts = Counter(
+        json.dumps({key: _numberless(value) for key, value in entry.items()}) for entry in entries
+    )
+    return [{**json.loads(text), "count": count} for text, count in texts.items()]
+
+
+def _numberless(value: Any) -> Any:
+    if isinstance(value, str):
+        return re.sub(r"\b\d+\b", "*", value)
+    return [_numberless(item) for item in value] if isinstance(value, list) else value
 
 
 def page(records: list[Record]) -> str:
     """The Markdown page."""
+    try:
+        timm = f"timm {version('timm')}"
+    except PackageNotFoundError:
+        timm = "without timm"
     head = HEAD.format(
         transformers=version("transformers"),
         torch=version("torch").partition("+")[0],
+        timm=timm,
         layouts=" and ".join(f"`{layout}`" for layout in LAYOUTS),
         tolerance=TOLERANCE,
     )
@@ -83,14 +123,25 @@ def page(records: list[Record]) -> str:
 def _summary(records: list[Record]) -> str:
     counts = Counter(record["status"] for record in records)
     rows = [(status, str(counts[status]), MEANING[status]) for status in ORDER]
-    tried = sum(counts[status] for status in ("pass", "no export", "fail", "refused"))
+    tried = sum(counts[status] for status in WIDENED)
     share = f"{100 * counts['pass'] / tried:.1f} %" if tried else "none"
+    passed = [record for record in records if record["status"] == "pass"]
+    merged = [record["type"] for record in passed if record.get("merged")]
+    asked = [record["type"] for record in passed if record.get("targets")]
+    minutes = sum(record.get("seconds") or 0 for record in records) / 60
     return "\n".join(
         [
             "## Summary\n",
             *_rows(("status", "types", "meaning"), rows),
             "",
-            f"Of the {tried} types that run and have feed-forward layers, {share} pass.\n",
+            f"Of the {tried} types that run and have feed-forward layers, {share} pass. "
+            f"The checks took {minutes:.0f} minutes of one process.\n",
+            f"Of those that pass, {len(merged)} have blocks whose hidden width no field of the "
+            "configuration sets alone (most classes fix it at a multiple of another width). "
+            "`to_dense` can export these blocks only with `coupling` fixed at 1, merged to their "
+            f"parents' width: {', '.join(merged) or 'none'}.\n",
+            f"{len(asked)} have feed-forward layers only where `targets` must name them: "
+            f"{', '.join(asked) or 'none'}.\n",
         ]
     )
 
@@ -106,7 +157,7 @@ def _kinds(records: list[Record]) -> str:
 def _grouped(records: list[Record]) -> str:
     """Types that do not pass, by what was said."""
     lines = ["## What does not pass, and why\n"]
-    for status in ("fail", "no export", "not runnable", "not buildable"):
+    for status in ("fail", "no export", "refused", "not runnable", "not buildable"):
         groups: dict[tuple[str, str], list[str]] = defaultdict(list)
         for record in records:
             if record["status"] == status:
@@ -114,13 +165,17 @@ def _grouped(records: list[Record]) -> str:
         if groups:
             lines += [f"### {status}\n", *_groups(groups), ""]
     refusals: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for record in records:
+    for record in (record for record in records if record["status"] != "refused"):
         for reason in {_general(entry["reason"]) for entry in record.get("refused") or ()}:
             refusals["", reason].append(record["type"])
-    return "\n".join([*lines, "### Refused layers\n", *_groups(refusals), ""])
+    return "\n".join(
+        [*lines, "### Refused layers of types that pass otherwise\n", *_groups(refusals), ""]
+    )
 
 
 def _cause(record: Record) -> tuple[str, str]:
+    if record["status"] == "refused":
+        return "", "; ".join(sorted({_general(entry["reason"]) for entry in record["refused"]}))
     return record["step"], _general(record["error"] or "")
 
 
@@ -161,6 +216,12 @@ def _remark(record: Record) -> str:
         f"{count} refused: {reason[:100]}"
         for reason, count in Counter(e["reason"] for e in record.get("refused") or ()).items()
     ][:2]
+    if record.get("targets"):
+        remarks.append("only when named in targets")
+    if record.get("merged"):
+        remarks.append(f"{record['merged']} blocks exported by merging")
+    if record.get("unsaved"):
+        remarks.append(f"the stock model cannot be saved and loaded: {record['unsaved'][:80]}")
     if record.get("idle"):
         remarks.append(f"{len(record['idle'])} not reached by the inputs")
     if record.get("extra"):

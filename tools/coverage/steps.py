@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 import fpe_hf
 from fpe_hf.discovery import MLPBlock, MLPBlocks
 from fpe_hf.errors import ExportError
+from fpe_hf.linear import is_pointwise
 
 from .build import builders
 from .count import FeedForward, count
@@ -63,16 +64,18 @@ def _check(record: Record, model_type: str, steps: str) -> None:
         return
     record["step"] = "find"
     found = _find(record, model, inputs)
-    _describe(record, found)
-    _compare_counts(record, model, inputs, found)
-    if steps == "all" and found:
+    counted = count(model)
+    blocks = list(found) or _on_request(found, counted)
+    _describe(record, model, found, blocks)
+    _compare_counts(record, counted, _modules_that_run(model, inputs), found, blocks)
+    if steps == "all" and blocks:
         _check_widening(record, model, inputs)
     record["step"] = "done"
     if record["missed"]:
         record |= {"status": "fail", "step": "find", "error": "feed-forward layers were missed"}
     elif "no_export" in record:
         record |= {"status": "no export", "error": record["no_export"]}
-    elif not found:
+    elif not blocks:
         record["status"] = "refused" if record["refused"] else "no MLP"
 
 
@@ -125,8 +128,8 @@ def _tried(model: nn.Module, inputs: Inputs) -> Inputs:
         inputs, outputs = changed, run(model, changed)
     if not outputs:
         raise StepError("the outputs hold no tensor")
-    if not all(bool(tensor.isfinite().all()) for tensor in outputs if tensor.is_floating_point()):
-        raise StepError("the outputs are not finite")
+    if any(bool(tensor.isnan().any()) for tensor in outputs):
+        raise StepError("the outputs are not numbers")
     return inputs
 
 
@@ -160,8 +163,9 @@ def difference(ours: list[Tensor], reference: list[Tensor]) -> float:
         if not own.numel():
             continue
         own, other = own.double(), other.double()
-        scale = float(other.abs().max())
-        worst = max(worst, float((own - other).abs().max()) / (scale or 1.0))
+        scale = float(other[other.isfinite()].abs().max()) if bool(other.isfinite().any()) else 1.0
+        apart = torch.where(own == other, 0.0, own - other)  # some masks are infinite
+        worst = max(worst, float(apart.abs().max()) / (scale or 1.0))
     return worst
 
 
@@ -187,8 +191,16 @@ def _state(model: nn.Module) -> list[tuple[str, int]]:
     return [(name, tensor._version) for name, tensor in model.state_dict(keep_vars=True).items()]
 
 
-def _describe(record: Record, found: MLPBlocks) -> None:
-    record["blocks"] = [_block(block) for block in found]
+def _on_request(found: MLPBlocks, counted: list[FeedForward]) -> list[MLPBlock]:
+    """The feed-forward layers that are widened only when `targets` names them."""
+    downs = {layer.down for layer in counted}
+    blocks = [miss.block for miss in found.near_misses if miss.block is not None]
+    return [block for block in blocks if _module(block.down) in downs]
+
+
+def _describe(record: Record, model: nn.Module, found: MLPBlocks, blocks: list[MLPBlock]) -> None:
+    record["blocks"] = [_block(model, block) for block in blocks]
+    record["targets"] = None if found or not blocks else [block.name for block in blocks]
     record["kinds"] = sorted({kind for block in record["blocks"] for kind in block["kinds"]})
     record["near_misses"] = [
         {
@@ -201,9 +213,12 @@ def _describe(record: Record, found: MLPBlocks) -> None:
     ]
 
 
-def _block(block: MLPBlock) -> Record:
+def _block(model: nn.Module, block: MLPBlock) -> Record:
     kinds = [block.kind]
-    kinds += ["experts"] if re.search(r"experts?\b", block.down) else []
+    if block.experts == 1 and is_pointwise(model.get_submodule(block.down)):
+        kinds.append("convolution")
+    if re.search(r"experts?\b", block.down) and "experts" not in kinds:
+        kinds.append("experts")  # in a list of modules
     kinds += ["shared"] if block.shared or block.calls > 1 else []
     return {
         "name": block.name,
@@ -215,11 +230,15 @@ def _block(block: MLPBlock) -> Record:
     }
 
 
-def _compare_counts(record: Record, model: nn.Module, inputs: Inputs, found: MLPBlocks) -> None:
+def _compare_counts(
+    record: Record,
+    counted: list[FeedForward],
+    ran: set[str],
+    found: MLPBlocks,
+    blocks: list[MLPBlock],
+) -> None:
     """What the count by names says, beside what discovery says."""
-    counted = count(model)
-    ran = _modules_that_run(model, inputs)
-    downs = {_module(block.down) for block in found}
+    downs = {_module(block.down) for block in blocks}
     refused = {
         _module(name): miss.reason
         for miss in found.near_misses
@@ -243,7 +262,7 @@ def _compare_counts(record: Record, model: nn.Module, inputs: Inputs, found: MLP
             record["idle"].append(entry)
     record["extra"] = [
         {"ups": list(block.ups), "down": block.down}
-        for block in found
+        for block in blocks
         if _module(block.down) not in mine
     ]
 
@@ -280,9 +299,13 @@ def _check_widening(record: Record, model: Any, inputs: Inputs) -> None:
         raise StepError(f"two forward passes of the parent differ by {noise:.1e}")
     record["sensitivity"] = _sensitivity(model, record, inputs, reference)
     record["differences"] = {}
+    # A single output cannot be divided among two children.
+    single = [block["name"] for block in record["blocks"] if block["sizes"][-1] == 1]
+    chosen = {"targets": record["targets"], "exclude": single}
     for layout in LAYOUTS:
         record["step"] = f"widen ({layout})"
-        widened = fpe_hf.widen(copy.deepcopy(model), layout=layout, example_inputs=inputs, **EXACT)
+        parent = copy.deepcopy(model)
+        widened = fpe_hf.widen(parent, layout=layout, example_inputs=inputs, **chosen, **EXACT)
         outputs = run(widened, inputs)
         _same(record, layout, widened, model, inputs, reference)
         record["step"] = f"audit ({layout})"
@@ -290,7 +313,7 @@ def _check_widening(record: Record, model: Any, inputs: Inputs) -> None:
         if not report.ok:
             raise StepError(" ".join(report.breaches))
         record["step"] = f"save and load ({layout})"
-        _round_trip(widened, model, inputs, outputs)
+        _round_trip(record, widened, model, inputs, outputs)
         _check_export(record, layout, widened, model, inputs, reference)
 
 
@@ -305,16 +328,25 @@ def _check_export(
     """The stock model must compute the same; that none can hold the widths is noted."""
     record["step"] = f"to_dense ({layout})"
     try:
-        dense = fpe_hf.to_dense(widened)
+        dense = fpe_hf.to_dense(widened, inputs)
     except ExportError as failure:
         record["no_export"] = in_short(failure)
         return
+    record["merged"] = _merged(record, model, dense)
     outputs = run(dense, inputs)
     _same(record, f"dense {layout}", dense, model, inputs, reference)
     record["step"] = f"reload dense ({layout})"
     if hasattr(dense.config, "quantization_config"):
         raise StepError("the dense model's config names a quantization method")
-    _round_trip(dense, model, inputs, outputs)
+    _round_trip(record, dense, model, inputs, outputs)
+
+
+def _merged(record: Record, model: nn.Module, dense: nn.Module) -> int:
+    """Blocks that are as wide as in the parent: no field of the config sets their width."""
+    before, after = (dict(m.named_parameters(remove_duplicate=False)) for m in (model, dense))
+    downs = [block["down"] for block in record["blocks"] if block["sizes"][-1] > 1]
+    names = [name if name in before else f"{name}.weight" for name in downs]
+    return sum(before[name].shape == after[name].shape for name in names)
 
 
 def _same(
@@ -337,15 +369,18 @@ def _double(value: Any) -> Any:
     return tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, value)
 
 
-def _round_trip(model: Any, stock: Any, inputs: Inputs, outputs: list[Tensor]) -> None:
+def _round_trip(
+    record: Record, model: Any, stock: Any, inputs: Inputs, outputs: list[Tensor]
+) -> None:
     """Saved and loaded, the model must compute the same bits, if the stock model does."""
     try:
         _save_and_load(model, inputs, outputs)
-    except Exception as failure:
+    except Exception:
         try:
             _save_and_load(stock, inputs, run(stock, inputs))
         except Exception as control:
-            raise StepError(f"the stock model does neither: {in_short(control)}") from failure
+            record["unsaved"] = in_short(control)
+            return
         raise
 
 

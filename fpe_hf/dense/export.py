@@ -1,0 +1,85 @@
+"""`to_dense`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+from ..errors import ConfigError, ExportError
+from ..layers import move_out
+from ..modules import fpe_layers, has_config, host_of
+from .fields import assign, reloaded
+from .projection import Projection
+from .widths import Widths, shapes_of
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def to_dense(
+    model: Model, example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None
+) -> Model:
+    """Makes a stock model of a widened one: hidden size `alpha * h`, zeros filled in.
+
+    A transformers model must also load by its own config. Some classes fix a block's hidden size
+    where no config reaches it (BLOOM's `4 * hidden_size`, for one). With `coupling` fixed at 1 and
+    a shared bias, the children of a parent are equal at all times, trained or not: such a block is
+    then merged, at the hidden size `h` of its parent, with the same outputs.
+
+    Args:
+        model: A widened model; it is left as it is.
+        example_inputs: As for `widen`: where blocks that stayed dense share a config field with
+            widened ones, they must be found again.
+
+    Returns:
+        A copy of the same class with stock projections. Saved, it loads without fpe_hf.
+
+    Raises:
+        ConfigError: The model has no widened block.
+        ExportError: No config of the model's class has the widths it would need, and blocks cannot
+            be merged.
+        DiscoveryError: The blocks that stayed dense must be found, but the model cannot be traced.
+    """
+    layers = (Projection.of_layer(name, layer) for name, layer in fpe_layers(model))
+    widened = {projection.weight: projection for projection in layers}
+    if not widened:
+        raise ConfigError("The model has no widened block; there is nothing to make dense.")
+    if not has_config(model):
+        return _copy_with(model, widened, {})
+    widths = Widths(model, widened, example_inputs)
+    config = widths.solve()
+    dense: Any = _copy_with(model, widths.projections, widths.reached)
+    # Submodules refer to the config and its parts: change those objects, do not replace them.
+    assign(dense.config, config)
+    # Let it be saved in the usual format again (see `keep_names`).
+    vars(dense).pop("_weight_conversions", None)
+    _check_loadable(dense)
+    return dense  # type: ignore[no-any-return]
+
+
+def _copy_with(model: Model, projections: dict[str, Projection], widths: dict[str, int]) -> Model:
+    """A deep copy of the model with stock projections of the given hidden widths."""
+    memo: dict[int, Any] = {}
+    hidden = {name: widths.get(name, item.hidden) for name, item in projections.items()}
+    stacks = {name: item for name, item in projections.items() if item.stacked}
+    for name in projections.keys() - stacks.keys():
+        memo[id(projections[name].module)] = projections[name].dense(hidden[name])
+    dense = copy.deepcopy(model, memo)
+    for name, projection in stacks.items():
+        move_out(host_of(dense, name)[0])
+        projection.put_stack(dense, hidden[name])
+    return dense
+
+
+def _check_loadable(dense: Any) -> None:
+    """Raises `ExportError` unless a stock model of its config has the parameters of `dense`."""
+    own = {name: p.shape for name, p in dense.named_parameters()}
+    try:
+        stock = shapes_of(type(dense), reloaded(dense.config))
+    except Exception as failure:  # whatever a config or a model raises
+        raise ExportError(f"the dense model's config does not load: {failure}") from failure
+    if own != stock:
+        different = sorted(set(own.items()) ^ set(stock.items()))[0][0]
+        raise ExportError(f"{different!r} differs between the dense model and its config.")
