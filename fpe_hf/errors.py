@@ -38,7 +38,15 @@ class CheckpointError(FPEError, ValueError):
 
 
 class RecipeError(ConfigError):
-    """A recipe cannot be run: an unknown key, a value that is not accepted, data that do not fit."""
+    """A recipe cannot be run: an unknown key, a bad value, or data that do not fit."""
+
+
+class DataError(FPEError, ValueError):
+    """A data file is damaged, or is something else than it should be."""
+
+
+class MissingDataError(FPEError, FileNotFoundError):
+    """A data set or a pretrained encoder is not on this machine."""
 
 
 class HubError(FPEError, OSError):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from .tables import working
+
+if TYPE_CHECKING:
+    from ..science.report import Report
 
 _ALL = "all"
 _PLACE = Path("build/reproduce")
@@ -17,7 +20,8 @@ def reproduce(
     name: Annotated[
         str,
         typer.Argument(
-            help="boolean-table, boolean-sweeps, metrics-vs-gain, controls, theory, or all.",
+            help="boolean-table, boolean-sweeps, metrics-vs-gain, controls, theory, embeddings, "
+            "fashion-mnist, deep-mlp, cnn, robustness, interpretability, or all.",
             metavar="NAME",
         ),
     ],
@@ -34,18 +38,55 @@ def reproduce(
     scale: Annotated[
         Literal["reduced", "full"], typer.Option(help="How many seeds and settings.")
     ] = "reduced",
+    fashion_mnist: Annotated[
+        Path | None,
+        typer.Option(
+            "--fashion-mnist",
+            help="Folder of the four IDX files of FashionMNIST. [default: "
+            "$FPE_HF_FASHION_MNIST, or where Debian's dataset-fashion-mnist puts them]",
+            metavar="DIR",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Regenerates a result of the paper.
 
     Writes a table, a figure, and a text: what agrees with the paper and what does not.
     """
-    from ..science.experiments import NAMES, run_experiment
+    import os
 
-    for each in NAMES if name == _ALL else (name,):
-        with working(f"Running {each}"):
-            report = run_experiment(each, full=scale == "full")
-        folder = out or _PLACE / each
-        if name == _ALL and out is not None:
-            folder = out / each
-        report.write(folder)
-        typer.echo(report.text + f"\n\nWritten to {folder} in {report.seconds:.0f} s.")
+    from ..fashion_mnist import FOLDER_VARIABLE
+
+    if fashion_mnist is not None:
+        os.environ[FOLDER_VARIABLE] = str(fashion_mnist)
+    if name == _ALL:
+        _reproduce_all(out or _PLACE, scale)
+    else:
+        _reproduce(name, out or _PLACE / name, scale)
+
+
+def _reproduce(name: str, folder: Path, scale: str) -> Report:
+    from ..science.experiments import run_experiment
+
+    with working(f"Running {name}"):
+        report = run_experiment(name, full=scale == "full")
+    report.write(folder)
+    typer.echo(report.text + f"\n\nWritten to {folder} in {report.seconds:.0f} s.")
+    return report
+
+
+def _reproduce_all(folder: Path, scale: str) -> None:
+    """What cannot run for want of data is left out, and named."""
+    from ..errors import MissingDataError
+    from ..science.experiments import NAMES
+    from ..science.page import write_page
+
+    reports, left_out = {}, {}
+    for name in NAMES:
+        try:
+            reports[name] = _reproduce(name, folder / name, scale)
+        except MissingDataError as error:
+            left_out[name] = str(error)
+            typer.echo(f"{name} is left out: {error}", err=True)
+    write_page(reports, left_out, folder, scale=scale)
+    typer.echo(f"All on one page: {folder / 'index.html'} and {folder / 'index.md'}.")

@@ -11,6 +11,7 @@ from .activations import (
     effective_rank,
     participation_ratio,
     polysemanticity,
+    top_purity,
 )
 from .clauses import clause_collisions, clause_coverage, clause_load, whole_clauses
 from .models import Interference, interference
@@ -31,5 +32,6 @@ __all__ = [
     "mean_cosine",
     "participation_ratio",
     "polysemanticity",
+    "top_purity",
     "whole_clauses",
 ]

@@ -92,6 +92,30 @@ def polysemanticity(activations: Tensor, labels: Tensor, *, threshold: float = 0
     return ((means >= threshold * best) & (best > 0)).sum(1)
 
 
+def top_purity(activations: Tensor, labels: Tensor, *, count: int = 50) -> Tensor:
+    """How pure the examples are that move a neuron most.
+
+    The share of the most frequent class among the `count` examples with the largest activations: 1
+    if they are all of one class.
+
+    Args:
+        activations: `[examples, neurons]`.
+        labels: Class indices `[examples]`.
+        count: How many examples, at most as many as there are.
+
+    Returns:
+        `[neurons]`.
+
+    Raises:
+        ConfigError: `count` is out of range.
+    """
+    if not 1 <= count <= len(labels):
+        raise ConfigError(f"count={count}: give a number from 1 to the {len(labels)} examples.")
+    classes = labels[activations.topk(count, 0).indices]  # [count, neurons]
+    shares = torch.nn.functional.one_hot(classes).float().mean(0)
+    return shares.amax(1)
+
+
 def effective_rank(activations: Tensor) -> float:
     """Number of dimensions activations fill, by entropy.
 

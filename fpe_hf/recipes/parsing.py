@@ -93,7 +93,7 @@ def _lines(text: str, name: str) -> dict[Path_, str]:
         if isinstance(node, yaml.CollectionNode):
             if id(node) in seen:  # ten nested aliases can stand for billions of values
                 line = node.start_mark.line + 1
-                raise RecipeError(f"{name}, line {line}: aliases (*name) of lists are not accepted.")
+                raise RecipeError(f"{name}, line {line}: aliases (*name) of lists are refused.")
             seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:

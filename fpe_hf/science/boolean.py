@@ -139,96 +139,113 @@ class Examples:
         return Dataset.from_dict(columns, features=features)
 
 
-def sample(formula: DNF, examples: int, *, hard: float = 0.5, seed: int = 0) -> Examples:
+def sample(
+    formula: DNF,
+    examples: int,
+    *,
+    hard: float = 0.5,
+    density: float = 0.5,
+    single: bool = False,
+    seed: int = 0,
+) -> Examples:
     """Draws labelled assignments, half of them true (rounded down), in random order.
 
-    A true example is a uniform assignment in which one clause, drawn uniformly, is made true. A
-    false one is a uniform assignment in which every true clause has had one of its literals,
-    drawn uniformly, turned false. A *hard* false one started with a clause made true but for one
-    literal, and still has it so.
+    All start as *backgrounds*, in which each variable is true with probability `density`. In a
+    true example one clause, drawn uniformly, has been made true. In a false one every true clause
+    has had one of its literals, drawn uniformly, turned false. A *hard* false one started with a
+    clause made true but for one literal, and still has it so.
 
     Args:
         formula: The formula.
         examples: How many.
         hard: Share of the false examples that are hard, 0 to 1.
+        density: Probability that a variable of the background is true, 0 to 1.
+        single: Whether no other clause may be true in a true example; those that are, are made
+            false as in a false example.
         seed: Seed.
 
     Raises:
-        ConfigError: `hard` is out of range, or the formula has no such examples.
+        ConfigError: `hard` or `density` is out of range, or the formula has no such examples.
     """
-    if not 0.0 <= hard <= 1.0:
-        raise ConfigError(f"hard={hard!r} is out of range: it must be a share from 0.0 to 1.0.")
-    generator = torch.Generator().manual_seed(seed)
+    for name, share in (("hard", hard), ("density", density)):
+        if not 0.0 <= share <= 1.0:
+            raise ConfigError(f"{name}={share!r} is out of range: it must be from 0.0 to 1.0.")
+    source = _Source(formula, density, torch.Generator().manual_seed(seed))
     trues = examples // 2
     hards = round(hard * (examples - trues))
     parts = [
-        _true_examples(formula, trues, generator),
-        _hard_examples(formula, hards, generator),
-        _false_examples(formula, examples - trues - hards, generator),
+        source.collect(source.true_singles if single else source.trues, trues, "true"),
+        source.collect(source.hard, hards, "hard false"),
+        source.collect(source.false, examples - trues - hards, "false"),
     ]
-    order = torch.randperm(examples, generator=generator)
+    order = torch.randperm(examples, generator=source.generator)
     x = torch.cat(parts)[order]
     return Examples(x, formula(x))
 
 
-def _uniform(formula: DNF, count: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(count, formula.inputs, generator=generator) < 0.5
+@dataclass(frozen=True)
+class _Source:
+    """Draws the kinds of examples of a formula. Methods that draw may return fewer than asked."""
 
+    formula: DNF
+    density: float
+    generator: torch.Generator
 
-def _choose(formula: DNF, count: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(len(formula.variables), (count,), generator=generator)
+    def collect(self, draw: Callable[[int], Tensor], count: int, what: str) -> Tensor:
+        """Draws until there are enough."""
+        found = torch.empty(0, self.formula.inputs, dtype=torch.bool)
+        for _ in range(_ATTEMPTS):
+            if len(found) >= count:
+                return found[:count]
+            found = torch.cat([found, draw(count)])
+        raise ConfigError(
+            f"The formula {self.formula} has too few {what} examples: use other clauses."
+        )
 
+    def trues(self, count: int) -> Tensor:
+        return self._satisfy(self._backgrounds(count), self._choose(count))
 
-def _satisfy(formula: DNF, x: Tensor, clause: Tensor) -> Tensor:
-    """Makes one clause of each assignment true."""
-    return x.scatter(1, formula.variables[clause], formula.positive[clause])
+    def true_singles(self, count: int) -> Tensor:
+        clause = self._choose(count)
+        x = self._falsify(self._satisfy(self._backgrounds(count), clause), spared=clause)
+        return x[self.formula.clauses(x).sum(1) == 1]
 
+    def false(self, count: int) -> Tensor:
+        x = self._falsify(self._backgrounds(count))
+        return x[~self.formula(x)]
 
-def _break(formula: DNF, x: Tensor, clause: Tensor, generator: torch.Generator) -> Tensor:
-    """Makes one literal of one clause of each assignment false."""
-    place = torch.randint(formula.variables.shape[1], (len(x), 1), generator=generator)
-    variable = formula.variables[clause].gather(1, place)
-    return x.scatter(1, variable, ~formula.positive[clause].gather(1, place))
+    def hard(self, count: int) -> Tensor:
+        clause = self._choose(count)
+        x = self._satisfy(self._backgrounds(count), clause)
+        x = self._falsify(self._break(x, clause))
+        chosen = self.formula.literals(x)[torch.arange(count), clause]
+        one_short = chosen.sum(1) == self.formula.variables.shape[1] - 1
+        return x[one_short & ~self.formula(x)]
 
+    def _backgrounds(self, count: int) -> Tensor:
+        return torch.rand(count, self.formula.inputs, generator=self.generator) < self.density
 
-def _falsify(formula: DNF, x: Tensor, generator: torch.Generator) -> Tensor:
-    """Breaks true clauses one after the other; where clauses share variables this may not end, so
-    what is still true after a few rounds is left so."""
-    for clause in torch.arange(len(formula.variables)).repeat(2):
-        rows = formula.clauses(x)[:, clause].nonzero().squeeze(1)
-        x[rows] = _break(formula, x[rows], clause.expand(len(rows)), generator)
-    return x
+    def _choose(self, count: int) -> Tensor:
+        return torch.randint(len(self.formula.variables), (count,), generator=self.generator)
 
+    def _satisfy(self, x: Tensor, clause: Tensor) -> Tensor:
+        """Makes one clause of each assignment true."""
+        return x.scatter(1, self.formula.variables[clause], self.formula.positive[clause])
 
-def _true_examples(formula: DNF, count: int, generator: torch.Generator) -> Tensor:
-    clause = _choose(formula, count, generator)
-    return _satisfy(formula, _uniform(formula, count, generator), clause)
+    def _break(self, x: Tensor, clause: Tensor) -> Tensor:
+        """Makes one literal of one clause of each assignment false."""
+        literals = self.formula.variables.shape[1]
+        place = torch.randint(literals, (len(x), 1), generator=self.generator)
+        variable = self.formula.variables[clause].gather(1, place)
+        return x.scatter(1, variable, ~self.formula.positive[clause].gather(1, place))
 
-
-def _false_examples(formula: DNF, count: int, generator: torch.Generator) -> Tensor:
-    def draw(wanted: int) -> Tensor:
-        x = _falsify(formula, _uniform(formula, wanted, generator), generator)
-        return x[~formula(x)]
-
-    return _collect(draw, formula, count, "false")
-
-
-def _hard_examples(formula: DNF, count: int, generator: torch.Generator) -> Tensor:
-    def draw(wanted: int) -> Tensor:
-        clause = _choose(formula, wanted, generator)
-        x = _satisfy(formula, _uniform(formula, wanted, generator), clause)
-        x = _falsify(formula, _break(formula, x, clause, generator), generator)
-        chosen = formula.literals(x)[torch.arange(wanted), clause]
-        one_short = chosen.sum(1) == formula.variables.shape[1] - 1
-        return x[one_short & ~formula(x)]
-
-    return _collect(draw, formula, count, "hard false")
-
-
-def _collect(draw: Callable[[int], Tensor], formula: DNF, count: int, what: str) -> Tensor:
-    found = torch.empty(0, formula.inputs, dtype=torch.bool)
-    for _ in range(_ATTEMPTS):
-        if len(found) >= count:
-            return found[:count]
-        found = torch.cat([found, draw(count)])
-    raise ConfigError(f"The formula {formula} has too few {what} examples: use other clauses.")
+    def _falsify(self, x: Tensor, spared: Tensor | None = None) -> Tensor:
+        """Breaks true clauses one after the other, save the `spared` one of each assignment. Where
+        clauses share variables this may not end, so what is true after a few rounds is left so."""
+        for clause in torch.arange(len(self.formula.variables)).repeat(2):
+            broken = self.formula.clauses(x)[:, clause]
+            if spared is not None:
+                broken &= clause != spared
+            rows = broken.nonzero().squeeze(1)
+            x[rows] = self._break(x[rows], clause.expand(len(rows)))
+        return x

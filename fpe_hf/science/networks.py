@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+
+_FIELDS = ("weights", "biases", "masks")
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,13 @@ class Networks:
 
     def take(self, models: Tensor | slice) -> Networks:
         """Some of the models."""
-        parts = (tuple(t[models] for t in ts) for ts in (self.weights, self.biases, self.masks))
-        return Networks(*parts)
+        return Networks(*(tuple(t[models] for t in getattr(self, name)) for name in _FIELDS))
+
+
+def join(batches: Sequence[Networks]) -> Networks:
+    """Batches of networks of one shape as one batch, in this order."""
+    fields = ([getattr(batch, name) for batch in batches] for name in _FIELDS)
+    return Networks(*(tuple(map(torch.cat, zip(*field, strict=True))) for field in fields))
 
 
 def init_networks(models: int, sizes: list[int], *, seed: int = 0) -> Networks:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-from ..errors import ConfigError
 
 _TABLE = "table.csv"
 
@@ -26,6 +25,7 @@ class Report:
         rows: The table, a mapping from column to value per row; all rows have the same columns.
         figures: matplotlib figures by file name without suffix.
         seconds: Run time.
+        cpu_seconds: Processor time, which does not depend on what else the machine does.
     """
 
     title: str
@@ -33,14 +33,24 @@ class Report:
     rows: Sequence[Row]
     figures: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
     def markdown(self) -> str:
         """The page: text, figures and table."""
-        images = [f"![{self.title}]({name}.svg)" for name in self.figures]
+        return f"# {self.title}\n\n" + self.body("")
+
+    def body(self, figures: str) -> str:
+        """What is below the heading.
+
+        Args:
+            figures: What comes before the names of the figures' files in links.
+        """
+        images = [f"![{self.title}]({figures}{name}.svg)" for name in self.figures]
         took = (
-            f"Run time: {self.seconds:.0f} s. Intervals are 95 % confidence intervals over seeds."
+            f"Run time: {self.seconds:.0f} s, {self.cpu_seconds:.0f} s of processor time. "
+            "Intervals (ci95 is half of one) are 95 % confidence intervals over seeds."
         )
-        parts = [f"# {self.title}", self.text, *images, markdown_table(self.rows), took]
+        parts = [self.text, *images, markdown_table(self.rows), took]
         return "\n\n".join(parts) + "\n"
 
     def write(self, folder: Path) -> None:
@@ -71,7 +81,15 @@ class Report:
             writer.writeheader()
             writer.writerows(self.rows)
         for name, figure in self.figures.items():
-            figure.savefig(folder / f"{name}.svg", bbox_inches="tight")
+            write_figure(figure, folder / f"{name}.svg")
+
+
+def write_figure(figure: Any, path: Path) -> None:
+    """Writes an SVG that depends on nothing but what is drawn."""
+    from matplotlib import rc_context
+
+    with rc_context({"svg.hashsalt": "fpe_hf"}):
+        figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
 
 
 def _holds_report(folder: Path) -> bool:
@@ -82,29 +100,32 @@ def _holds_report(folder: Path) -> bool:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """A Markdown table; numbers are rounded to 4 significant digits."""
+    """A Markdown table; numbers are rounded to 4 significant digits, NaN is left empty."""
     header = list(rows[0])
     lines = [header, ["---"] * len(header), *([_cell(row[h]) for h in header] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.4g}"
+    return str(value)
 
 
-def new_figure(columns: int = 1) -> tuple[Any, Any]:
-    """A figure and its axes, drawn without a display; always a sequence of axes.
+def new_figure(columns: int = 1, *, width: float = 4.5, height: float = 3.4) -> tuple[Any, Any]:
+    """A figure and its axes, drawn without a display.
 
-    Raises:
-        ConfigError: matplotlib is not installed.
+    Args:
+        columns: How many axes, side by side.
+        width: Of each, in inches.
+        height: Of the figure, in inches.
+
+    Returns:
+        The figure, and its axes, always as a sequence.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            "The figures need matplotlib, which is not installed: pip install 'fpe-hf[demo]'."
-        ) from error
-    figure = Figure(figsize=(4.5 * columns, 3.4), layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height), layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)

@@ -14,6 +14,8 @@ from torch.nn import functional
 from ..errors import ConfigError
 from .networks import Networks
 
+_binary = functional.binary_cross_entropy_with_logits
+
 Observer = Callable[[int, Networks], None]
 
 
@@ -82,9 +84,11 @@ def train(
 
     Args:
         networks: Where to start.
-        x: Inputs, `[models, examples, inputs]`, or `[1, examples, inputs]` for all models.
-        y: Labels, `[models or 1, examples]`: floats for one output (sigmoid and binary
-            cross-entropy), class indices for several (softmax and cross-entropy).
+        x: Inputs, `[sets, examples, inputs]`, any dtype (bool takes least memory). The networks
+            take the sets in turn: with as many sets as networks each has its own, with one set all
+            have the same.
+        y: Labels, `[sets, examples]`: 0 or 1 for one output (sigmoid and binary cross-entropy),
+            class indices (int64) for several (softmax and cross-entropy).
         how: Settings.
         observe: Called with the step and the networks (live: read only) after each step.
 
@@ -102,7 +106,8 @@ def train(
     for _ in range(how.epochs):
         for batch in torch.randperm(x.shape[1], generator=generator).split(how.batch_size):
             used = _drop(live, how.drop_connect, generator)
-            loss = _loss(used(_for_all(x[:, batch], live)), _for_all(y[:, batch], live))
+            outputs = used(_for_all(x[:, batch].float(), live))
+            loss = _loss(outputs, _for_all(y[:, batch], live))
             adam.zero_grad()
             loss.backward()
             step += 1
@@ -120,23 +125,27 @@ def train(
 @torch.no_grad()
 def predict(networks: Networks, x: Tensor) -> Tensor:
     """Predicted classes, int64 `[models, examples]`."""
-    outputs = networks(_for_all(x, networks))
+    outputs = networks(_for_all(x.float(), networks))
     return (outputs[..., 0] > 0).long() if outputs.shape[-1] == 1 else outputs.argmax(-1)
 
 
 def accuracy(networks: Networks, x: Tensor, y: Tensor) -> Tensor:
     """Share of right predictions, float `[models]`."""
-    return (predict(networks, x) == y.long()).float().mean(1)
+    return (predict(networks, x) == _for_all(y.long(), networks)).float().mean(1)
 
 
 def _for_all(examples: Tensor, networks: Networks) -> Tensor:
-    return examples.expand(len(networks), *examples.shape[1:])
+    """`[sets, ...]` -> `[models, ...]`."""
+    if len(examples) == 1:
+        return examples.expand(len(networks), *examples.shape[1:])
+    repeats = len(networks) // len(examples)
+    return examples if repeats == 1 else examples.repeat(repeats, *[1] * (examples.dim() - 1))
 
 
 def _loss(outputs: Tensor, y: Tensor) -> Tensor:
     """Mean over examples, sum over models."""
     if outputs.shape[-1] == 1:
-        losses = functional.binary_cross_entropy_with_logits(outputs[..., 0], y, reduction="none")
+        losses = _binary(outputs[..., 0], y.float(), reduction="none")
     else:
         losses = functional.cross_entropy(outputs.mT, y, reduction="none")
     return losses.mean(1).sum()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from math import exp, isnan, log
 
 import numpy as np
@@ -17,6 +18,7 @@ from fpe_hf.metrics import (
     effective_rank,
     participation_ratio,
     polysemanticity,
+    top_purity,
 )
 
 
@@ -74,11 +76,27 @@ def test_dimensions_against_their_definitions(examples: int, neurons: int, seed:
     assert participation_ratio(x) == pytest.approx(expected, rel=1e-4)
 
 
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 99), st.data())
+def test_purity_is_the_count_among_the_strongest(
+    examples: int, neurons: int, seed: int, data: st.DataObject
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    activations = torch.rand(examples, neurons, generator=generator)
+    labels = torch.randint(3, (examples,), generator=generator)
+    count = data.draw(st.integers(1, examples))
+    found = top_purity(activations, labels, count=count)
+    for neuron in range(neurons):
+        order = sorted(range(examples), key=lambda e: -float(activations[e, neuron]))
+        most = max(Counter(int(labels[e]) for e in order[:count]).values())
+        assert float(found[neuron]) == pytest.approx(most / count)
+
+
 def test_a_neuron_per_class_is_selective() -> None:
     activations, labels = torch.eye(4).repeat(3, 1), torch.arange(4).repeat(3)
     assert class_selectivity(activations, labels).tolist() == [1.0] * 4
     assert class_entropy(activations, labels).tolist() == [0.0] * 4
     assert polysemanticity(activations, labels).tolist() == [1] * 4
+    assert top_purity(activations, labels, count=3).tolist() == [1.0] * 4
 
 
 def test_labels_are_checked() -> None:
@@ -86,3 +104,5 @@ def test_labels_are_checked() -> None:
         class_means(torch.zeros(2, 3), torch.tensor([0, 2]))
     with pytest.raises(ConfigError, match="do not fit"):
         class_means(torch.zeros(2, 3), torch.tensor([0, 1, 2]))
+    with pytest.raises(ConfigError, match="count=3"):
+        top_purity(torch.zeros(2, 3), torch.tensor([0, 1]), count=3)

@@ -49,6 +49,33 @@ def test_examples_are_balanced_and_hard_ones_miss_one_literal(
     assert torch.equal(again.x, examples.x)
 
 
+@given(st.booleans(), st.integers(0, 99), st.integers(2, 101))
+def test_true_examples_can_be_kept_to_one_true_clause(
+    disjoint: bool, seed: int, count: int
+) -> None:
+    formula = random_dnf(16, 4, 3, disjoint=disjoint, negations=True, seed=seed)
+    examples = sample(formula, count, single=True, seed=seed)
+    assert torch.equal(examples.y, formula(examples.x))
+    assert int(examples.y.sum()) == count // 2
+    assert bool((formula.clauses(examples.x[examples.y]).sum(1) == 1).all())
+
+
+def test_density_is_that_of_the_background() -> None:
+    formula = random_dnf(200, 2, 2, seed=0)
+    free = torch.ones(200, dtype=torch.bool)
+    free[formula.variables.flatten()] = False
+    for density in (0.0, 0.1, 0.5, 1.0):
+        examples = sample(formula, 500, density=density)
+        assert float(examples.x[:, free].float().mean()) == pytest.approx(density, abs=0.01)
+
+
+def test_clauses_are_drawn_evenly() -> None:
+    formula = random_dnf(16, 4, 2, seed=0)
+    examples = sample(formula, 4000, single=True)
+    shares = formula.clauses(examples.x[examples.y]).float().mean(0)
+    assert shares.tolist() == pytest.approx([0.25] * 4, abs=0.04)
+
+
 def test_seeds_differ() -> None:
     formula = random_dnf(32, 8, 3, seed=1)
     assert not torch.equal(formula.variables, random_dnf(32, 8, 3, seed=2).variables)
@@ -75,6 +102,8 @@ def test_impossible_formulas_are_refused() -> None:
         random_dnf(3, 4, 2, disjoint=False)
     with pytest.raises(ConfigError, match=r"hard=2\.0"):
         sample(random_dnf(8, 2, 2), 10, hard=2.0)
+    with pytest.raises(ConfigError, match=r"density=-0\.1"):
+        sample(random_dnf(8, 2, 2), 10, density=-0.1)
     everything = DNF(1, torch.tensor([[0], [0]]), torch.tensor([[True], [False]]))
     with pytest.raises(ConfigError, match="too few"):
         sample(everything, 10)

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import csv
+import importlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from fpe_hf.errors import ConfigError
+from fpe_hf.cli.app import app
+from fpe_hf.errors import ConfigError, MissingDataError
 from fpe_hf.science import experiments
 from fpe_hf.science.comparison import BooleanTask, compare
+from fpe_hf.science.data import digits
 from fpe_hf.science.experiments import run_experiment
 from fpe_hf.science.report import Report, new_figure
 from fpe_hf.science.statistics import fit_line, mean
@@ -33,7 +38,7 @@ def test_all_arms_hold_as_many_numbers() -> None:
 
 
 def test_expansion_helps_where_features_interfere() -> None:
-    task = replace(BooleanTask(), examples=2000, test_examples=1000)
+    task = replace(SMALL, inputs=32, clauses=8, neurons=8, examples=2000, test_examples=1000)
     brief = Training(epochs=10, lr=0.02)
     found = compare(task, ("clause",), seeds=6, before=Training(epochs=2, lr=0.02), after=brief)
     assert found["clause", 2].mean.value > found["dense", 1].mean.value + 2
@@ -82,15 +87,39 @@ def test_unknown_experiments_are_refused() -> None:
 
 
 def test_the_command_writes_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from typer.testing import CliRunner
-
-    from fpe_hf.cli.app import app
-
     monkeypatch.setattr(experiments, "run_experiment", lambda name, *, full: report(0.5))
     result = CliRunner().invoke(app, ["reproduce", "theory", "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert "Some text." in result.output
     assert (tmp_path / "out" / "table.csv").is_file()
+
+
+def test_the_command_writes_all_that_can_run_on_one_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(name: str, *, full: bool) -> Report:
+        if "FPE_HF_FASHION_MNIST" in os.environ and name == "fashion-mnist":
+            raise MissingDataError(f"not in {os.environ['FPE_HF_FASHION_MNIST']}")
+        return report(0.5)
+
+    monkeypatch.setattr(experiments, "run_experiment", run)
+    monkeypatch.setenv("FPE_HF_FASHION_MNIST", "elsewhere")  # restored afterwards
+    command = ["reproduce", "all", "-o", str(tmp_path), "--fashion-mnist", "some/folder"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "index.md").read_text()
+    assert text.count("Some text.") == len(experiments.NAMES) - 1
+    assert "- fashion-mnist: not in some/folder" in text
+    assert (tmp_path / "index.html").is_file()
+    assert (tmp_path / "theory" / "table.csv").is_file()
+    assert not (tmp_path / "fashion-mnist").exists()
+
+
+def test_what_is_missing_is_an_error_for_one_experiment(tmp_path: Path) -> None:
+    command = ["reproduce", "robustness", "--fashion-mnist", str(tmp_path)]
+    result = CliRunner().invoke(app, command, env={"FPE_HF_FASHION_MNIST": ""})
+    assert result.exit_code == 1
+    assert "apt install dataset-fashion-mnist" in result.output
 
 
 @pytest.mark.slow
@@ -99,7 +128,22 @@ def test_every_experiment_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     draw = BooleanTask.draw
     short = {"examples": 500, "test_examples": 200}
     monkeypatch.setattr(BooleanTask, "draw", lambda task, seeds: draw(replace(task, **short), 2))
+    module = importlib.import_module(f"fpe_hf.science.experiments.{name.replace('-', '_')}")
+    data = digits().first_examples(300, 100)
+    for attribute, value in {
+        "HALF": Training(epochs=1),
+        "EPOCHS": 1,
+        "WIDTHS": (4, 8),
+        "CLASSES": (4, 10),
+        "digits": lambda: data,
+        "fashion_mnist": lambda: data,
+        "docstring_embeddings": lambda: data,
+    }.items():
+        if hasattr(module, attribute):
+            monkeypatch.setattr(module, attribute, value)
     found = run_experiment(name)
     assert found.rows
     assert found.figures
     assert found.seconds > 0
+    assert found.cpu_seconds > 0
+    assert "nan" not in found.text

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import RecipeError, did_you_mean
+from ...fashion_mnist import CLASSES as FASHION_CLASSES
+from ...fashion_mnist import read_fashion_mnist
 from ..schema import Data
-from .idx import FASHION_CLASSES, fashion_mnist
 
 BUILDERS = ("imagefolder", "audiofolder", "csv", "json", "parquet", "arrow", "text")
 _SAVED = ("dataset_info.json", "dataset_dict.json")  # in the folder of a saved data set
@@ -181,8 +182,7 @@ def _digits() -> Any:
 
 
 def _fashion(data: Data, split: str) -> Any:
-    folder = None if data.data_dir is None else Path(data.data_dir)
-    images, labels = fashion_mnist(split, folder)
+    images, labels = read_fashion_mnist(split, data.data_dir)
     return _image_dataset(images, labels, FASHION_CLASSES)
 
 

@@ -8,7 +8,19 @@ import time
 from ...errors import ConfigError, did_you_mean
 from ..report import Report
 
-NAMES = ("boolean-table", "boolean-sweeps", "metrics-vs-gain", "controls", "theory")
+NAMES = (
+    "boolean-table",
+    "boolean-sweeps",
+    "metrics-vs-gain",
+    "controls",
+    "theory",
+    "embeddings",
+    "fashion-mnist",
+    "deep-mlp",
+    "cnn",
+    "robustness",
+    "interpretability",
+)
 
 
 def run_experiment(name: str, *, full: bool = False) -> Report:
@@ -20,6 +32,7 @@ def run_experiment(name: str, *, full: bool = False) -> Report:
 
     Raises:
         ConfigError: There is no such reproduction.
+        MissingDataError: It needs data that are not on this machine.
     """
     if name not in NAMES:
         raise ConfigError(
@@ -27,7 +40,8 @@ def run_experiment(name: str, *, full: bool = False) -> Report:
             f"{did_you_mean(name, NAMES)}"
         )
     module = importlib.import_module(f".{name.replace('-', '_')}", __name__)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     report: Report = module.run(full)
     report.seconds = time.perf_counter() - start
+    report.cpu_seconds = time.process_time() - cpu_start
     return report

@@ -14,7 +14,7 @@ TOLERANCE = 4.0  # standard errors, over 30 comparisons
 
 def run(full: bool) -> Report:
     """Compares the three."""
-    draws = 20_000 if full else 4_000
+    draws = 100_000 if full else 20_000
     rows: list[Row] = []
     worst = 0.0
     for literals, alpha in product(LITERALS, ALPHAS):

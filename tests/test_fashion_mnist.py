@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from fpe_hf.errors import RecipeError
-from fpe_hf.recipes.data.idx import FASHION_MNIST, fashion_mnist, read_idx
+from fpe_hf.errors import DataError, MissingDataError
+from fpe_hf.fashion_mnist import DEBIAN_FOLDER, read_fashion_mnist, read_idx
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -41,25 +41,25 @@ def test_what_is_written_is_read(
 )
 def test_what_is_no_idx_file(content: bytes, named: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(RecipeError, match=named):
+    with pytest.raises(DataError, match=named):
         read_idx(tmp_path / "file")
 
 
 def test_a_packed_file_that_is_cut_short(tmp_path: Path) -> None:
     (tmp_path / "a.gz").write_bytes(gzip.compress(idx(np.zeros((30, 2), np.uint8)))[:-9])
-    with pytest.raises(RecipeError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot be read"):
         read_idx(tmp_path / "a.gz")
 
 
 def test_missing_files_say_what_to_install(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="dataset-fashion-mnist"):
-        fashion_mnist("train", tmp_path)
-    with pytest.raises(RecipeError, match="accepted: train, test"):
-        fashion_mnist("validation", tmp_path)
+    with pytest.raises(MissingDataError, match="apt install dataset-fashion-mnist"):
+        read_fashion_mnist("train", tmp_path)
+    with pytest.raises(DataError, match="accepted: train, test"):
+        read_fashion_mnist("validation", tmp_path)
 
 
-@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="dataset-fashion-mnist is not installed")
+@pytest.mark.skipif(not DEBIAN_FOLDER.is_dir(), reason="dataset-fashion-mnist is not installed")
 def test_the_real_files() -> None:
-    images, labels = fashion_mnist("test")
+    images, labels = read_fashion_mnist("test")
     assert images.shape == (10_000, 28, 28)
     assert np.array_equal(np.bincount(labels), [1000] * 10)

@@ -1,0 +1,76 @@
+"""Labelled data that needs no download: handwritten digits, and FashionMNIST from a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..fashion_mnist import CLASSES, read_fashion_mnist
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A data set for classification.
+
+    Attributes:
+        x: Training inputs, float32 `[examples, ...]`.
+        y: Their classes, int64 `[examples]`.
+        test_x: Test inputs.
+        test_y: Their classes.
+        names: Names of the classes.
+    """
+
+    x: Tensor
+    y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    names: tuple[str, ...]
+
+    def first_classes(self, count: int) -> Labelled:
+        """The examples of the first classes."""
+        train, test = self.y < count, self.test_y < count
+        parts = (self.x[train], self.y[train], self.test_x[test], self.test_y[test])
+        return Labelled(*parts, self.names[:count])
+
+    def first_examples(self, train: int, test: int) -> Labelled:
+        """Fewer examples."""
+        parts = (self.x[:train], self.y[:train], self.test_x[:test], self.test_y[:test])
+        return Labelled(*parts, self.names)
+
+
+def digits() -> Labelled:
+    """1,797 handwritten digits of 8 x 8 pixels, from scikit-learn: a fifth is for testing.
+
+    Inputs are images `[1, 8, 8]` from 0 to 1.
+    """
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    x = torch.from_numpy(images).float().view(-1, 1, 8, 8) / 16
+    y = torch.from_numpy(labels).long()
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    train, test = order[: len(y) * 4 // 5], order[len(y) * 4 // 5 :]
+    return Labelled(x[train], y[train], x[test], y[test], tuple("0123456789"))
+
+
+def fashion_mnist(folder: str | Path | None = None) -> Labelled:
+    """70,000 pictures of garments of 28 x 28 pixels (Xiao et al., arXiv 1708.07747).
+
+    Inputs are images `[1, 28, 28]` from 0 to 1; 10,000 are for testing.
+
+    Args:
+        folder: See `fpe_hf.fashion_mnist.read_fashion_mnist`.
+
+    Raises:
+        DataError: A file is damaged.
+        MissingDataError: A file is not there.
+    """
+
+    def tensors(split: str) -> tuple[Tensor, Tensor]:
+        images, labels = (torch.tensor(array) for array in read_fashion_mnist(split, folder))
+        return images.float().unsqueeze(1) / 255, labels.long()
+
+    return Labelled(*tensors("train"), *tensors("test"), CLASSES)
