@@ -54,10 +54,11 @@ def push(
         bool, typer.Option("--dry-run", help="Show the card and the files; push nothing.")
     ] = False,
 ) -> None:
-    """Pushes a widened model to the Hub, with all that belongs to it, in one commit.
+    """Pushes a widened model to the Hub.
 
-    The folder is validated and audited first, and only read. A model card is written from the
-    facts, unless the folder has a README.md of its own.
+    Everything that belongs to it arrives in one commit. The folder is validated and audited first,
+    and only read. A model card is written from the facts, unless the folder has a README.md of its
+    own.
     """
     from ..hub.push import check_destination, packed, push_to_hub
 

@@ -28,7 +28,10 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Runs a recipe: trains every arm with every seed, and writes the report."""
+    """Runs a recipe and writes the report.
+
+    Every arm is trained with every seed, for the same steps on the same batches.
+    """
     from ..recipes.launching import launch, open_recipe
 
     opened = open_recipe(recipe, assignments or ())

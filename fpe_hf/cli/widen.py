@@ -96,7 +96,7 @@ def widen(
         bool, typer.Option("--overwrite", help="Replace a model saved in DIR.")
     ] = False,
 ) -> None:
-    """Widens a model, checks that the budget held, and saves it."""
+    """Widens a model, audits its budget and saves it."""
     fields = {
         "alpha": alpha,
         "split": split,

@@ -12,7 +12,7 @@ import copy
 import logging
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -75,21 +75,18 @@ class Widths:
             ExportError: No field, or no value of it, gives the widths, and the children of a
                 parent differ, so that they cannot be merged.
         """
-        config = self.parent_config
-        missing = set(self.projections)
-        tried = 0
-        for item in self._candidates():
-            if not missing:
+        skipped: set[ConfigField] = set()
+        while True:
+            config, reached, tried = self._grow(skipped)
+            missing = self.projections.keys() - set().union(*reached.values())
+            torn = self._blocks(missing)
+            # A field that sets one side of a block, of which none sets the other, is of no use.
+            tearing = {item for item, governed in reached.items() if torn & self._blocks(governed)}
+            if not tearing:
                 break
-            tried += 1
-            governed = self._governed(item)
-            if not missing & governed.keys():
-                continue
-            wider = self._reach(config, item, governed)
-            if wider is not None:
-                config = wider
-                self.projections |= governed
-                missing -= governed.keys()
+            skipped |= tearing
+        for governed in reached.values():
+            self.projections |= governed
         if missing:
             self._merge(missing, tried)
         shapes = shapes_of(self.model_type, config)
@@ -97,9 +94,39 @@ class Widths:
             self.reached[name] = projection.hidden_in(shapes[name])
         return config
 
+    def _grow(
+        self, skipped: set[ConfigField]
+    ) -> tuple[Any, dict[ConfigField, dict[str, Projection]], int]:
+        """The config with all fields but some set so that blocks are as wide as they need to be,
+        what each of these fields governs, and the number of fields tried."""
+        config = self.parent_config
+        reached: dict[ConfigField, dict[str, Projection]] = {}
+        missing = set(self.projections)
+        tried = 0
+        for item in self._candidates():
+            if not missing:
+                break
+            if item in skipped:
+                continue
+            tried += 1
+            governed = self._governed(item)
+            if not missing & governed.keys():
+                continue
+            wider = self._reach(config, item, governed)
+            if wider is not None:
+                config = wider
+                reached[item] = governed
+                missing -= governed.keys()
+        return config, reached, tried
+
+    def _blocks(self, names: Iterable[str]) -> set[str]:
+        """Names of the widened blocks that projections belong to."""
+        layers = (self.projections[name].module for name in names if name in self.projections)
+        return {layer.spec.name for layer in layers if isinstance(layer, FPELayer)}
+
     def _merge(self, missing: set[str], tried: int) -> None:
         """Has the blocks of these projections keep the widths of their parents."""
-        blocks = {self._layer(name).spec.name for name in missing}
+        blocks = self._blocks(missing)
         for name, projection in self.projections.items():
             if not isinstance(projection.module, FPELayer):
                 continue

@@ -12,7 +12,7 @@ from fpe_hf import __version__
 from fpe_hf.errors import FPEError
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("widen", "inspect", "export", "validate")
+COMMANDS = "widen inspect export validate push run validate-recipe sweep recipes reproduce".split()
 
 
 def in_subprocess(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:

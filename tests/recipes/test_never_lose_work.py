@@ -157,6 +157,7 @@ def test_sigterm_saves_and_stops(
     uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
+    handler = signal.getsignal(signal.SIGTERM)
     stop = _Die(5, "fpe", lambda: os.kill(os.getpid(), signal.SIGTERM))
     with monkeypatch.context() as patch:
         patch.setattr(running, "make_trainer", with_callback(stop))
@@ -165,7 +166,7 @@ def test_sigterm_saves_and_stops(
     assert last_whole_checkpoint(folder / "seed-0" / "fpe") is not None
     running.run_recipe(recipe(folder), resume=True)
     assert same(weights(folder), uninterrupted)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 VIT = """

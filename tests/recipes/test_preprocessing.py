@@ -10,6 +10,7 @@ import torch
 
 from fpe_hf.recipes import preprocessing
 from fpe_hf.recipes.data import load_examples
+from fpe_hf.recipes.data.in_memory import InMemory
 from fpe_hf.recipes.parsing import parse_recipe
 from fpe_hf.recipes.preprocessing import Prepared, prepare
 from fpe_hf.recipes.running import run_recipe
@@ -51,8 +52,8 @@ def test_preprocessing_while_training_gives_the_same_as_beforehand(
     monkeypatch.setattr(preprocessing, "_EAGER_BYTES", 0)
     read = prepared(wanted)
 
-    assert isinstance(kept.train, datasets.Dataset)
-    assert not isinstance(read.train, datasets.Dataset)
+    assert isinstance(kept.train, InMemory)
+    assert not isinstance(read.train, InMemory)
     for before, later in ((kept.train, read.train), (kept.eval, read.eval)):
         batches = [kept.collate(list(part)) for part in (before, later)]
         assert batches[0].keys() == batches[1].keys() == {"pixel_values", "labels"}
@@ -76,9 +77,10 @@ def test_streams_train(task: str, tiny_folder: Folder, tmp_path: Path) -> None:
         f"{source}, streaming: true, splits: {{train: train, eval: test}}",
         "{max_steps: 2, per_device_train_batch_size: 4, use_cpu: true, disable_tqdm: true}",
     )
+    targets = ["layers"] if task == "feature-classification" else None
     update = {
         "output": wanted.output.model_copy(update={"folder": tmp_path / "run"}),
-        "widen": wanted.widen.model_copy(update={"targets": ["layers"]}),
+        "widen": wanted.widen.model_copy(update={"targets": targets}),
     }
     results = run_recipe(wanted.model_copy(update=update), say=lambda line: None)
     assert [run.steps for run in results.runs] == [2, 2]

@@ -22,7 +22,9 @@ from .samples import (
     ones,
     patch_positions,
     patches,
+    searched,
     series,
+    tracking,
 )
 
 
@@ -133,6 +135,14 @@ _SAM2_STAGES = {
     "embed_dim_per_stage": [16, 32, 64, 128],
     "hidden_size": 16,
 }
+_SAM2_FRAMES = {
+    **{f"vision_config.backbone_config.{name}": value for name, value in _SAM2_STAGES.items()},
+    "vision_config.backbone_channel_list": [128, 64, 32, 16],
+    "vision_config.backbone_feature_sizes": [[64, 64], [32, 32], [16, 16]],
+    "prompt_encoder_config.image_size": 256,
+    "image_size": 256,
+    "memory_attention_rope_feat_sizes": [16, 16],
+}
 _SAM_PROMPTS = {
     "vision_config.num_pos_feats": 32,
     "prompt_encoder_config.image_size": 64,
@@ -170,6 +180,11 @@ _NATURAL_PATCHES = Fix(
 def _of(module: str, name: str) -> Any:
     """A configuration that transformers does not export."""
     return getattr(import_module(f"transformers.models.{module}.configuration_{module}"), name)()
+
+
+def _part(model_type: str, model: str) -> Fix:
+    """The part that reads and writes stands for a model that has no forward of its own."""
+    return Fix(make=lambda: AutoConfig.for_model(model_type), model=model)
 
 
 _MUSIC = Fix(
@@ -299,6 +314,16 @@ FIXES: dict[str, Fix] = {
     ),
     "edgetam_vision_model": Fix(_TIMM_PYRAMID),
     "efficientnet": Fix({"depth_coefficient": 0.3}),
+    "edgetam_video": Fix(
+        {
+            **_SAM2_FRAMES,
+            "memory_attention_rope_k_sizes": [4, 4],
+            "perceiver_resampler_attention_head_dim": 64,
+            "perceiver_resampler_num_latents": 16,
+            "perceiver_resampler_num_latents_2d": 16,
+        },
+        inputs=tracking("edgetam_video", "EdgeTamVideoInferenceSession", 256, 1, 32),
+    ),
     "emu3": Fix({"vocabulary_map": {"<image>": 250}, "vq_config.base_channels": 32}),
     "emu3_vqgan": Fix({"base_channels": 32}),
     "esm": Fix({"pad_token_id": 1, "mask_token_id": 4}),
@@ -343,7 +368,22 @@ FIXES: dict[str, Fix] = {
     "informer": _SERIES,
     "inkling_audio": Fix(inputs=lambda c: {"audio_input_ids": ids(2, 16, c.num_codebooks, top=10)}),
     "inkling_mm_model": Fix({"vision_config.patch_size": 4, "vision_config.num_hidden_layers": 4}),
-    "inkling_vision": Fix({"patch_size": 4, "num_hidden_layers": 4}),
+    "inkling2_vision": Fix(
+        inputs=lambda c: {
+            "pixel_values": torch.randn(
+                8, *[c.patch_size * c.spatial_merge_size] * 2, c.num_channels
+            ),
+            "image_grid_thw": torch.tensor([[1, 2, 2]] * 2),
+        }
+    ),
+    "inkling_vision": Fix(
+        {"patch_size": 4, "num_hidden_layers": 4},
+        inputs=lambda c: {
+            "pixel_values": torch.randn(
+                2, c.temporal_patch_size, c.patch_size, c.patch_size, c.num_channels
+            )
+        },
+    ),
     "instructblip": Fix({"image_token_index": 250, "image_token_id": 250}),
     "instructblip_qformer": _INSTRUCTED_QFORMER,
     "instructblipvideo": Fix(
@@ -436,6 +476,16 @@ FIXES: dict[str, Fix] = {
     "musicgen_melody_decoder": Fix(inputs=codes("num_codebooks")),
     "nemotron": Fix({"num_key_value_heads": 2}),
     "neucodec": _SPEECH_CODEC,
+    "omdet-turbo": Fix(
+        {
+            "cache_size": 1,
+            "image_size": 224,
+            "text_projection_in_dim": 64,
+            "text_projection_out_dim": 48,
+            "class_embed_dim": 48,
+        },
+        inputs=searched,
+    ),
     "oneformer": Fix({"mask_dim": 64}, more=lambda c: {"task_inputs": ids(2, c.task_seq_len)}),
     "paddleocr_vl": Fix(
         {"text_config.rope_parameters": dict(_ROPE)},
@@ -492,6 +542,7 @@ FIXES: dict[str, Fix] = {
     "pp_formulanet": Fix({"vision_config.output_channels": 256}),
     "pp_formulanet_vision": Fix({"output_channels": 256}),
     "pvt": Fix({"num_encoder_blocks": 4}),
+    "qwen2_5_omni": _part("qwen2_5_omni_thinker", "Qwen2_5OmniThinkerForConditionalGeneration"),
     "qwen2_5_omni_audio_encoder": _LENGTHS,
     "qwen2_5_omni_bigvgan": Fix(inputs=lambda c: {"mel_spectrogram": torch.randn(2, c.mel_dim, 8)}),
     "qwen2_5_omni_dit": Fix(
@@ -503,11 +554,23 @@ FIXES: dict[str, Fix] = {
             "time_step": torch.tensor(0.5),
         }
     ),
+    "qwen2_5_omni_token2wav": Fix(
+        {"bigvgan_config.upsample_initial_channel": 64},
+        inputs=lambda c: {
+            "code": ids(2, 4),
+            "conditioning": torch.randn(2, c.dit_config.enc_emb_dim),
+            "reference_mel": torch.randn(2, 16, c.dit_config.mel_dim),
+            "num_steps": 3,
+        },
+    ),
     "qwen3_asr_encoder": Fix(
         inputs=lambda c: {
             "input_features": torch.randn(2, c.num_mel_bins, 200),
             "input_features_mask": ones(2, 200),
         }
+    ),
+    "qwen3_omni_moe": _part(
+        "qwen3_omni_moe_thinker", "Qwen3OmniMoeThinkerForConditionalGeneration"
     ),
     "qwen3_omni_moe_audio_encoder": _LENGTHS,
     "qwen3_omni_moe_talker_code_predictor": Fix(
@@ -565,6 +628,9 @@ FIXES: dict[str, Fix] = {
         },
         inputs=lambda c: {"pixel_values": torch.randn(1, 3, 256, 256)},
     ),
+    "sam2_video": Fix(
+        _SAM2_FRAMES, inputs=tracking("sam2_video", "Sam2VideoInferenceSession", 256, 256, 1)
+    ),
     "sam3_detr_decoder": _SAM3_DECODER,
     "sam3_detr_encoder": _SAM3_ENCODER,
     "sam3_lite_text_detr_decoder": _SAM3_DECODER,
@@ -576,6 +642,15 @@ FIXES: dict[str, Fix] = {
             "vision_config.backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
             "prompt_encoder_config.image_size": 56,
         }
+    ),
+    "sam3_tracker_video": Fix(
+        {
+            "vision_config.backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+            "prompt_encoder_config.image_size": 56,
+            "image_size": 56,
+            "memory_attention_rope_feat_sizes": [4, 4],
+        },
+        inputs=tracking("sam3_tracker_video", "Sam3TrackerVideoInferenceSession", 56, 16, 1),
     ),
     "sam_hq": Fix(_SAM_PROMPTS),
     "seggpt": Fix(

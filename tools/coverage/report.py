@@ -21,11 +21,14 @@ MEANING = {
     "fail": "a check failed, or a feed-forward layer was missed",
     "refused": "has feed-forward layers, all refused with a reason",
     "no MLP": "no feed-forward layer, by discovery and by the count of names",
-    "not runnable": "the harness knows no inputs that its forward takes",
+    "not runnable": "no forward of its own, or the harness knows no inputs that it takes",
     "not buildable": "no model of its own, a library missing, or no small configuration known",
 }
-WIDENED = ("pass", "no export", "fail", "refused")
-"""Statuses of the types that run and have feed-forward layers."""
+WITH_LAYERS = ("pass", "no export", "fail", "refused")
+"""Statuses of the types that have feed-forward layers, or whose checks ended before that was seen.
+
+Those of types that do not run are counted by their names.
+"""
 
 KEPT = (
     "type",
@@ -35,6 +38,7 @@ KEPT = (
     "error",
     "level",
     "parameters",
+    "stands_in",
     "inputs",
     "unaided",
     "kinds",
@@ -123,8 +127,10 @@ def page(records: list[Record]) -> str:
 def _summary(records: list[Record]) -> str:
     counts = Counter(record["status"] for record in records)
     rows = [(status, str(counts[status]), MEANING[status]) for status in ORDER]
-    tried = sum(counts[status] for status in WIDENED)
-    share = f"{100 * counts['pass'] / tried:.1f} %" if tried else "none"
+    built = [record for record in records if _has_layers(record)]
+    unrun = [record["type"] for record in built if record["status"] == "not runnable"]
+    share = f"{100 * counts['pass'] / len(built):.1f} %" if built else "none"
+    parts = [f"{r['type']} by {r['stands_in']}" for r in records if r.get("stands_in")]
     passed = [record for record in records if record["status"] == "pass"]
     merged = [record["type"] for record in passed if record.get("merged")]
     asked = [record["type"] for record in passed if record.get("targets")]
@@ -134,8 +140,12 @@ def _summary(records: list[Record]) -> str:
             "## Summary\n",
             *_rows(("status", "types", "meaning"), rows),
             "",
-            f"Of the {tried} types that run and have feed-forward layers, {share} pass. "
+            f"Of the {len(built)} types that can be built and have feed-forward layers, by "
+            f"discovery or by the count of names, {share} pass. Those that do not run are among "
+            f"them: {', '.join(unrun) or 'none'}. "
             f"The checks took {minutes:.0f} minutes of one process.\n",
+            "Models without a forward of their own are represented by a part: "
+            f"{', '.join(parts) or 'none'}.\n",
             f"Of those that pass, {len(merged)} have blocks whose hidden width no field of the "
             "configuration sets alone (most classes fix it at a multiple of another width). "
             "`to_dense` can export these blocks only with `coupling` fixed at 1, merged to their "
@@ -144,6 +154,12 @@ def _summary(records: list[Record]) -> str:
             f"{', '.join(asked) or 'none'}.\n",
         ]
     )
+
+
+def _has_layers(record: Record) -> bool:
+    """Whether a type was built and has feed-forward layers; if nothing was counted, it may."""
+    unrun = record["status"] == "not runnable" and record.get("counted") != 0
+    return unrun or record["status"] in WITH_LAYERS
 
 
 def _kinds(records: list[Record]) -> str:
@@ -211,7 +227,9 @@ def _table(records: list[Record]) -> str:
 def _remark(record: Record) -> str:
     """The error, or what is left out and why."""
     if record["error"]:
-        return f"{record['step']}: {record['error'][:140]}"
+        unneeded = record["status"] == "not runnable" and not _has_layers(record)
+        layers = "; no feed-forward layer by the count of names" if unneeded else ""
+        return f"{record['step']}: {record['error'][:140]}{layers}"
     remarks = [
         f"{count} refused: {reason[:100]}"
         for reason, count in Counter(e["reason"] for e in record.get("refused") or ()).items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -85,6 +86,47 @@ def patches(config: Any, count: int) -> Tensor:
     if pixels is None:
         pixels = 3 * config.patch_size**2
     return torch.randn(2, count, pixels)
+
+
+def tracking(module: str, name: str, side: int, *memory: int) -> Callable[[Any], Inputs]:
+    """A video session whose first frame has been segmented: what follows tracks in the second.
+
+    Args:
+        module: Folder of the model.
+        name: Class of the session.
+        side: Height and width of the frames.
+        memory: Shape, but for its width, of what the memory holds of the first frame.
+    """
+
+    def make(config: Any) -> Inputs:
+        kind = getattr(import_module(f"transformers.models.{module}.modeling_{module}"), name)
+        frames = torch.randn(2, 3, side, side)
+        session = kind(frames, side, side, *[frames.device] * 3, frames.dtype)
+        width, mask = config.memory_encoder_output_channels, side // 4
+        remembered = {
+            "maskmem_features": torch.randn(*memory, width),
+            "maskmem_pos_enc": torch.randn(*memory, width),
+            "object_pointer": torch.randn(1, config.memory_attention_hidden_size),
+            "object_score_logits": torch.ones(1, 1),
+            "pred_masks": torch.randn(1, 1, mask, mask),
+        }
+        session.store_output(session.obj_id_to_idx(1), 0, output_value=remembered)
+        return {"inference_session": session, "frame_idx": 1}
+
+    return make
+
+
+def searched(config: Any) -> Inputs:
+    """Images, the two classes to look for in each, and the words of the task."""
+    side = config.image_size
+    return {
+        "pixel_values": torch.randn(2, 3, side, side),
+        "classes_input_ids": ids(4, 6),
+        "classes_attention_mask": ones(4, 6),
+        "tasks_input_ids": ids(2, 8),
+        "tasks_attention_mask": ones(2, 8),
+        "classes_structure": torch.tensor([2, 2]),
+    }
 
 
 def encoder(config: Any) -> Any:

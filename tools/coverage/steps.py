@@ -94,7 +94,10 @@ def _runnable(record: Record, model_type: str) -> tuple[Any, Inputs]:
             unbuilt.append(failure)
             continue
         record["parameters"] = sum(p.numel() for p in model.parameters())
+        record["counted"] = len(count(model))
         record["step"] = "forward"
+        if model.config.model_type != model_type:
+            record["stands_in"] = model.config.model_type
         for label, inputs in _candidates(model, model_type, failures):
             try:
                 inputs = _tried(model, inputs)
@@ -175,7 +178,7 @@ def difference(ours: list[Tensor], reference: list[Tensor]) -> float:
 def _find(record: Record, model: nn.Module, inputs: Inputs) -> MLPBlocks:
     """What `find_mlps` finds, by itself if it can, else with the harness's inputs."""
     reference = _state(model)
-    found = fpe_hf.find_mlps(model, inputs)
+    found = fpe_hf.find_mlps(model, copy.deepcopy(inputs))
     try:
         alone = {block.down for block in fpe_hf.find_mlps(model)}
         same = alone == {block.down for block in found}
@@ -305,7 +308,8 @@ def _check_widening(record: Record, model: Any, inputs: Inputs) -> None:
     for layout in LAYOUTS:
         record["step"] = f"widen ({layout})"
         parent = copy.deepcopy(model)
-        widened = fpe_hf.widen(parent, layout=layout, example_inputs=inputs, **chosen, **EXACT)
+        given = copy.deepcopy(inputs)  # a model may write into its inputs
+        widened = fpe_hf.widen(parent, layout=layout, example_inputs=given, **chosen, **EXACT)
         outputs = run(widened, inputs)
         _same(record, layout, widened, model, inputs, reference)
         record["step"] = f"audit ({layout})"
@@ -328,7 +332,7 @@ def _check_export(
     """The stock model must compute the same; that none can hold the widths is noted."""
     record["step"] = f"to_dense ({layout})"
     try:
-        dense = fpe_hf.to_dense(widened, inputs)
+        dense = fpe_hf.to_dense(widened, copy.deepcopy(inputs))
     except ExportError as failure:
         record["no_export"] = in_short(failure)
         return
