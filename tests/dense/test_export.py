@@ -16,6 +16,8 @@ from transformers import (
     BloomConfig,
     BloomModel,
     CLIPModel,
+    Phi4MultimodalAudioConfig,
+    Phi4MultimodalAudioModel,
     PreTrainedModel,
     XmodConfig,
     XmodModel,
@@ -267,6 +269,29 @@ def test_only_blocks_without_a_field_are_merged() -> None:
     assert dense.config.intermediate_size == 2 * 48
     inputs = tiny_inputs(model)
     assert difference(outputs_of(dense, inputs), outputs_of(model, inputs)) <= 1e-5
+
+
+def test_a_field_that_sets_one_side_of_a_block_is_left() -> None:
+    """Of a convolution block of Phi-4's audio encoder, a field sets the ups, none the down."""
+    torch.manual_seed(0)
+    config = Phi4MultimodalAudioConfig(
+        hidden_size=32,
+        intermediate_size=24,
+        num_blocks=1,
+        num_attention_heads=2,
+        ext_pw_out_channel=32,
+        depthwise_separable_out_channel=32,
+        nemo_conv_channels=32,
+        input_size=16,
+    )
+    inputs = {"hidden_states": torch.randn(2, 32, 16), "mask": torch.ones(2, 32).bool()}
+    parent = Phi4MultimodalAudioModel(config).eval()
+    model = fpe_hf.widen(parent, coupling=1.0, fan_out="partition", example_inputs=inputs)
+    dense = fpe_hf.to_dense(model, inputs)
+    assert dense.config.intermediate_size == 2 * 24
+    assert dense.config.depthwise_separable_out_channel == 32
+    with torch.no_grad():
+        torch.testing.assert_close(dense(**inputs), model(**inputs), rtol=1e-5, atol=1e-5)
 
 
 def test_a_field_that_divides_is_found() -> None:

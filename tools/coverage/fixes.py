@@ -351,6 +351,14 @@ FIXES: dict[str, Fix] = {
     "granite_speech5_ctc": _STACKED_MEL,
     "granite_speech5_encoder": _STACKED_MEL,
     "grounding-dino": Fix(more=detections),
+    "higgs_audio_v2_tokenizer": Fix(
+        {
+            "acoustic_model_config.encoder_hidden_size": 4,
+            "acoustic_model_config.downsampling_ratios": [8, 5, 4, 2, 3],
+            "acoustic_model_config.upsampling_ratios": [8, 5, 4, 2, 3],
+        },
+        inputs=lambda c: {"input_values": torch.randn(2, 1, 9_600)},
+    ),
     "hunyuan_v1_moe": Fix({"num_experts": 4, "moe_topk": 2}),
     "idefics": Fix(
         more=lambda c: {
@@ -476,16 +484,7 @@ FIXES: dict[str, Fix] = {
     "musicgen_melody_decoder": Fix(inputs=codes("num_codebooks")),
     "nemotron": Fix({"num_key_value_heads": 2}),
     "neucodec": _SPEECH_CODEC,
-    "omdet-turbo": Fix(
-        {
-            "cache_size": 1,
-            "image_size": 224,
-            "text_projection_in_dim": 64,
-            "text_projection_out_dim": 48,
-            "class_embed_dim": 48,
-        },
-        inputs=searched,
-    ),
+    "omdet-turbo": Fix({"cache_size": 1, "image_size": 224}, inputs=searched),
     "oneformer": Fix({"mask_dim": 64}, more=lambda c: {"task_inputs": ids(2, c.task_seq_len)}),
     "paddleocr_vl": Fix(
         {"text_config.rope_parameters": dict(_ROPE)},

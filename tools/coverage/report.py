@@ -24,7 +24,7 @@ MEANING = {
     "not runnable": "no forward of its own, or the harness knows no inputs that it takes",
     "not buildable": "no model of its own, a library missing, or no small configuration known",
 }
-WITH_LAYERS = ("pass", "no export", "fail", "refused")
+WIDENED = ("pass", "no export", "fail", "refused")
 """Statuses of the types that have feed-forward layers, or whose checks ended before that was seen.
 
 Those of types that do not run are counted by their names.
@@ -134,6 +134,7 @@ def _summary(records: list[Record]) -> str:
     passed = [record for record in records if record["status"] == "pass"]
     merged = [record["type"] for record in passed if record.get("merged")]
     asked = [record["type"] for record in passed if record.get("targets")]
+    deaf = [r["type"] for r in passed if (r.get("sensitivity") or 0.0) < TOLERANCE]
     minutes = sum(record.get("seconds") or 0 for record in records) / 60
     return "\n".join(
         [
@@ -150,6 +151,9 @@ def _summary(records: list[Record]) -> str:
             "configuration sets alone (most classes fix it at a multiple of another width). "
             "`to_dense` can export these blocks only with `coupling` fixed at 1, merged to their "
             f"parents' width: {', '.join(merged) or 'none'}.\n",
+            f"{len(deaf)} pass although silencing all their blocks changes the outputs less than "
+            "by the tolerance, so that equal outputs prove little (some codecs return codes): "
+            f"{', '.join(deaf) or 'none'}.\n",
             f"{len(asked)} have feed-forward layers only where `targets` must name them: "
             f"{', '.join(asked) or 'none'}.\n",
         ]
@@ -159,7 +163,7 @@ def _summary(records: list[Record]) -> str:
 def _has_layers(record: Record) -> bool:
     """Whether a type was built and has feed-forward layers; if nothing was counted, it may."""
     unrun = record["status"] == "not runnable" and record.get("counted") != 0
-    return unrun or record["status"] in WITH_LAYERS
+    return unrun or record["status"] in WIDENED
 
 
 def _kinds(records: list[Record]) -> str:

@@ -23,7 +23,7 @@ from fpe_hf.linear import is_pointwise
 from .build import builders
 from .count import FeedForward, count
 from .inputs import Inputs, candidates, repaired
-from .types import model_class
+from .types import config_class, model_class
 
 Record = dict[str, Any]
 
@@ -89,14 +89,14 @@ def _runnable(record: Record, model_type: str) -> tuple[Any, Inputs]:
     for level, build in builders(model_type):
         record["level"] = level
         try:
-            model = build()
+            model: Any = build()
         except Exception as failure:
             unbuilt.append(failure)
             continue
         record["parameters"] = sum(p.numel() for p in model.parameters())
         record["counted"] = len(count(model))
         record["step"] = "forward"
-        if model.config.model_type != model_type:
+        if model.config.model_type != config_class(model_type).model_type:
             record["stands_in"] = model.config.model_type
         for label, inputs in _candidates(model, model_type, failures):
             try:
