@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from fpe_hf.discovery.assemble import assemble
 from fpe_hf.discovery.block import MLPBlocks
@@ -114,7 +116,7 @@ def _first_run(
         again: list[tuple[Inputs, Exception]] = []
         for inputs in candidates:
             try:
-                return trace(model, inputs, values, names)
+                return trace(model, _own(inputs), values, names)
             # Whatever the model's code raises, the next way may still work.
             except Exception as failure:
                 told = told or failure
@@ -124,6 +126,12 @@ def _first_run(
             break
         candidates, told = [inputs for inputs, _ in again], again[0][1]
     raise told or ValueError("there are no inputs to try")
+
+
+def _own(inputs: Inputs) -> Inputs:
+    """The inputs with copies of what is no tensor: a model may keep its state in there."""
+    copied: Inputs = tree_map(lambda x: x if isinstance(x, Tensor) else copy.deepcopy(x), inputs)
+    return copied
 
 
 def _wants_values(failure: Exception) -> bool:

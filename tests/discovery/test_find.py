@@ -507,3 +507,27 @@ def test_timestep_embedders_in_a_stack_are_offered() -> None:
         "it embeds a timestep; name it in targets to widen it"
     }
     assert all(miss.block is not None for miss in found.near_misses)
+
+
+class _Session:
+    """State that a model keeps in an argument, as video models do."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+
+class _WithSession(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor, session: _Session) -> Tensor:
+        session.seen.append(x)
+        return x + self.down(torch.relu(self.up(x)))
+
+
+def test_state_in_the_inputs_is_left_alone() -> None:
+    session = _Session()
+    found = find_mlps(_WithSession(), {"x": torch.randn(2, 8), "session": session})
+    assert [block.down for block in found] == ["down"]
+    assert session.seen == []
