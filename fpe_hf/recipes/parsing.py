@@ -265,9 +265,15 @@ def training_fields() -> dict[str, Any]:
 
 
 def training_values(train: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the Trainer in their own types: YAML reads `1e-4` as a word."""
+    """Arguments of the Trainer in their own types.
+
+    YAML reads `1e-4` as a word, and the `no` of the strategies as false.
+    """
     hints = training_fields()
-    return {key: _typed(hints[key], value) for key, value in train.items()}
+    return {
+        key: "no" if value is False and key.endswith("_strategy") else _typed(hints[key], value)
+        for key, value in train.items()
+    }
 
 
 def _typed(hint: Any, value: Any) -> Any:

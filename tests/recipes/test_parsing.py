@@ -45,8 +45,11 @@ def test_a_recipe() -> None:
     assert recipe.metrics == ("accuracy",)
 
 
-def test_yaml_reads_1e_3_as_a_word_and_we_as_a_number() -> None:
-    assert parse_recipe(RECIPE).train["learning_rate"] == "1e-3"
+def test_what_yaml_reads_otherwise_than_people_do() -> None:
+    train = parse_recipe(RECIPE, ["train.save_strategy=no", "train.eval_strategy=no"]).train
+    assert train["learning_rate"] == "1e-3"
+    assert training_values(train)["learning_rate"] == 1e-3
+    assert training_values(train)["save_strategy"] == "no"
     assert training_values({"learning_rate": "1e-3", "bf16": "false", "optim": "sgd"}) == {
         "learning_rate": 1e-3,
         "bf16": False,
