@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..splits import derive_seed, hashed_children
+from .budget import balanced
 from .spec import BlockSpec
 
 
@@ -26,3 +27,17 @@ def draw_tile_outputs(spec: BlockSpec, tile: int) -> Tensor:
     """Child that writes each output of a tile under a partitioned fan-out, uint8 `[outputs]`."""
     seed = derive_seed(spec.seed, "down", str(tile))
     return torch.from_numpy(hashed_children(seed, 1, spec.out_features, spec.alpha)[0])
+
+
+def draw_overlapping(parents: int, inputs: int, alpha: int, seed: int) -> Tensor:
+    """Inputs that children draw on their own: the control that breaks disjointness on purpose.
+
+    Every child reads as many inputs as under a balanced split, but siblings may read the same ones.
+
+    Returns:
+        Which inputs each child reads: bool `[alpha, parents, inputs]`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.tensor(balanced(inputs, alpha))
+    ranks = torch.rand(alpha, parents, inputs, generator=generator).argsort(-1).argsort(-1)
+    return ranks < sizes[:, None, None]

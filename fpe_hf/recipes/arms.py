@@ -90,10 +90,8 @@ def wide_dense(recipe: Recipe, prepared: Prepared, seed: int, inputs: Mapping[st
 def nonzeros(model: Any) -> int:
     """Trainable and frozen numbers of a model that are not zero by structure."""
     masked = [m for m in model.modules() if isinstance(m, MaskedLinear)]
-    hidden = sum(m.weight.numel() + (0 if m.bias is None else m.bias.numel()) for m in masked)
     total: int = sum(parameter.numel() for parameter in model.parameters())
-    kept: int = sum(module.nonzeros() for module in masked)
-    return total - hidden + kept
+    return total - sum(int((~module.mask).sum()) for module in masked)
 
 
 def is_widened(model: Any) -> bool:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
+from .atomic import write_whole
+
 STATE = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
-_HEADER = 8
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
@@ -37,15 +39,12 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def _is_whole_file(file: Path) -> bool:
-    """Whether a safetensors file is as long as its header says."""
+    """Whether a safetensors file is as long as its header says, which opening it checks."""
     try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(_HEADER), "little")
-            entries: dict[str, Any] = json.loads(stream.read(length))
-    except (OSError, ValueError, OverflowError, MemoryError):
+        with safe_open(file, framework="pt"):
+            return True
+    except (OSError, SafetensorError):
         return False
-    ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
-    return file.stat().st_size == _HEADER + length + max(ends, default=0)
 
 
 def remove_partial(folder: Path) -> None:
@@ -58,6 +57,4 @@ def remove_partial(folder: Path) -> None:
 
 def write_json(file: Path, content: Any) -> None:
     """Writes a JSON file whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    write_whole(file, json.dumps(content, indent=1) + "\n")

@@ -18,7 +18,7 @@ from ..discovery import MLPBlock, find_mlps
 from ..errors import RecipeError
 from ..linear import bias_of, stock_of, weight_of
 from ..modules import take_weights
-from ..planning.budget import balanced
+from ..planning.draw import draw_overlapping
 from ..planning.prune import keep_largest
 from ..selection import select_blocks
 from ..splits import derive_seed
@@ -44,10 +44,6 @@ class MaskedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in_features]` -> `[..., out_features]`."""
         return nn.functional.linear(x, self.weight * self.mask, self.bias)
-
-    def nonzeros(self) -> int:
-        """Numbers that are there: kept weights and biases."""
-        return int(self.mask.sum()) + (0 if self.bias is None else self.bias.numel())
 
 
 @dataclass(frozen=True)
@@ -91,11 +87,8 @@ def _plan(model: nn.Module, block: MLPBlock, config: FPEConfig) -> OverlapPlan:
         )
     weights, alpha = take_weights(model, block), config.alpha
     biases = sum(bias.numel() for bias in weights.up_biases if bias is not None)
-    generator = torch.Generator().manual_seed(derive_seed(config.seed, block.name, "overlap"))
-    shape = (alpha, block.parents, block.in_features)
-    sizes = torch.tensor(balanced(block.in_features, alpha))
-    ranks = torch.rand(shape, generator=generator).argsort(-1).argsort(-1)
-    reads = (ranks < sizes[:, None, None]).flatten(0, 1)
+    seed = derive_seed(config.seed, block.name, "overlap")
+    reads = draw_overlapping(block.parents, block.in_features, alpha, seed).flatten(0, 1)
     copies = [up[0].detach().cpu().repeat(alpha, 1) * reads for up in weights.ups]
     down = weights.down.detach().cpu()
     budget = sum(int(tensor.numel()) for tensor in (*weights.ups, weights.down))

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..linear import is_linear
 from ..metrics import interference
 from ..selection import select_blocks
 from .arms import Expansion, fpe_config, is_widened, nonzeros, plan_expansion, wide_dense
+from .atomic import write_whole
 from .building import build_parent
 from .checkpoints import last_whole_checkpoint, remove_partial
 from .data import load_examples
@@ -115,9 +117,7 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
             return
         raise RecipeError(f"output.folder: {folder} holds no run of a recipe (no {RECIPE}).")
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{RECIPE}"
-    temporary.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
-    temporary.replace(file)
+    write_whole(file, yaml.safe_dump(plain, sort_keys=False))
 
 
 _MAY_CHANGE = ("output.push", "description", "sweep", "output.folder")
@@ -201,7 +201,7 @@ class _Repetition:
         if arm == "wide-dense":
             return wide_dense(self.recipe, self.prepared, self.seed, inputs), own
         dense = build_parent(self.recipe, self.prepared, self.seed)
-        warm_up = self._warm_up()
+        warm_up = self.warm_up
         if not self.ups:
             found = find_mlps(dense, inputs)
             selected = select_blocks(found, fpe_config(self.recipe, self.seed))
@@ -229,7 +229,8 @@ class _Repetition:
 
         split_checkpoint(warm_up, dense, model, expansion, trainer, out)
 
-    def _warm_up(self) -> Path | None:
+    @cached_property
+    def warm_up(self) -> Path | None:
         """The checkpoint of the dense parent at the split; trains it if it is not there yet."""
         if self.recipe.widen.at is None:
             return None

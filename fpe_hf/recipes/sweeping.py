@@ -7,6 +7,7 @@ died is handed out again. Every point is a run of its own, which resumes where i
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
+from .atomic import write_whole
 from .checkpoints import write_json
 from .launching import launch, open_recipe
 from .results import RESULTS, Results
@@ -184,8 +186,7 @@ def _work(sweep: Sweep, say: Callable[[str], None] = print) -> None:
 def write_table(folder: Path, points: list[dict[str, Any]]) -> Path:
     """Writes one row per point and arm, of all points that are done."""
     file = folder / TABLE
-    temporary = file.with_name(f".{file.name}")
-    with temporary.open("w", newline="", encoding="utf-8") as stream:
+    with io.StringIO(newline="") as stream:
         writer = csv.writer(stream)
         keys = list(points[0])
         values = ("metric", "mean", "std", "gain", "gain_error", "nonzeros", "seeds")
@@ -198,5 +199,5 @@ def write_table(folder: Path, points: list[dict[str, Any]]) -> Path:
             for s in results.summary():
                 cells = (results.metrics[0], s.mean, s.std, s.gain, s.gain_error, s.nonzeros)
                 writer.writerow([*(point[key] for key in keys), s.arm, *cells, len(s.values)])
-    temporary.replace(file)
+        write_whole(file, stream.getvalue())
     return file

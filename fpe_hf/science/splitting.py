@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..planning.budget import balanced
+from ..planning.draw import draw_overlapping
 from ..planning.prune import keep_largest
 from ..splits import Split, derive_seed, divide
 from .networks import Networks
@@ -86,10 +87,7 @@ def child_masks(split: str | Split, weight: Tensor, alpha: int, seed: int) -> Te
     """
     parents, inputs = weight.shape
     if split == OVERLAP:
-        generator = torch.Generator().manual_seed(seed)
-        sizes = torch.tensor(balanced(inputs, alpha))
-        ranks = torch.rand(alpha, parents, inputs, generator=generator).argsort(-1).argsort(-1)
-        return ranks < sizes[:, None, None]
+        return draw_overlapping(parents, inputs, alpha, seed)
     if callable(split):
         children = split(weight.unsqueeze(0), alpha, seed=seed, shared=False)
     else:

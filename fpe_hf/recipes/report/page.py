@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from ..atomic import write_whole
 from ..results import Results
 from .content import Report, compose
 from .latency import Latency
@@ -29,9 +29,9 @@ def write_report(results: Results, folder: Path, latency: Latency | None = None)
     """
     report = compose(results, latency)
     for picture in report.pictures:
-        _write(folder / picture_file(picture.name), picture.light)
+        write_whole(folder / picture_file(picture.name), picture.light)
     for name in (HTML, MARKDOWN):
-        _write(folder / name, render(report, name).encode())
+        write_whole(folder / name, render(report, name))
 
 
 def render(report: Report, name: str) -> str:
@@ -70,10 +70,3 @@ def _fence(code: str) -> str:
 
 def _data_uri(png: bytes) -> Markup:
     return Markup("data:image/png;base64," + base64.b64encode(png).decode())
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(file)
