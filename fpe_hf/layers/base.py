@@ -54,6 +54,7 @@ class FPELayer(nn.Module):
         device: torch.device | str | None,
     ) -> None:
         super().__init__()
+        _ = spec.tiles  # made now: torch.compile cannot trace the lock of a cached property
         self.spec = spec
         self.index = index
         self.stock = stock

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..errors import CheckpointError
+from ..kernels import gpu
+from ..kernels.block import project_down, project_up, whole_parts
+from ..kernels.gpu_shapes import BlockShape
+from ..kernels.pointwise import Source
+from ..linear import CHANNEL_AXES
 from ..planning import BlockPlan, BlockSpec
 from .base import DownLayer, UpLayer
+from .hidden import Hidden, Pending, finish, may_wait
 from .packing import smallest_int
 
 
@@ -28,13 +35,30 @@ def check_index(name: str, index: Tensor, limit: int) -> None:
         raise CheckpointError(f"tensor {name!r} names the same index twice in a tile.")
 
 
+FEWEST_TOKENS = 8
+FEWEST_PRODUCTS = 20_000_000
+"""Tokens, and multiply-adds, from which it pays to put an up projection off."""
+
+
+def _autocast(*tensors: Any) -> tuple[Any, ...]:
+    """The tensors as autocast would hand them to a linear function."""
+    if not torch.is_autocast_enabled("cpu"):
+        return tensors
+    dtype = torch.get_autocast_dtype("cpu")
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
 class BlockUp(UpLayer):
     """Up projection in the `block` layout.
 
     Attributes:
+        recompute: Whether, in training, the pre-activations are made anew for the backward pass, if
+            the whole MLP runs as one operation.
         inputs: Inputs of each tile, child after child `[tiles, sum(child_inputs)]`, in the
             smallest integer dtype.
     """
+
+    recompute: bool = False
 
     inputs: Tensor
 
@@ -49,6 +73,7 @@ class BlockUp(UpLayer):
     ) -> None:
         values = spec.up_weights[index]
         super().__init__(spec, index, stock, values=values, dtype=dtype, device=device)
+        self.parts, self.shape = whole_parts(spec), BlockShape.of_up(spec)
         shape = (spec.tile_count, sum(spec.child_inputs))
         inputs = torch.empty(shape, dtype=smallest_int(spec.in_features), device=device)
         self.register_buffer("inputs", inputs)
@@ -80,21 +105,36 @@ class BlockUp(UpLayer):
 
     def project(self, x: Tensor) -> Tensor:
         """`[..., inputs]` -> `[..., sources * hidden]`."""
-        spec = self.spec
-        sources: list[list[Tensor]] = [[] for _ in range(spec.sources_per_up)]
-        for tile, blocks in enumerate(self.blocks()):
-            gathered = x.index_select(-1, self.inputs[tile].long())
-            children = gathered.split(spec.child_inputs, dim=-1)
-            z = [functional.linear(c, w) for c, w in zip(children, blocks, strict=True)]
-            for child in self._couple(z, tile):
-                for source, part in zip(sources, child.chunk(len(sources), -1), strict=True):
-                    source.append(part)
-        if spec.fused == "interleaved":
-            hidden = torch.stack([torch.cat(parts, -1) for parts in sources], -1).flatten(-2)
-        else:
-            hidden = torch.cat([part for parts in sources for part in parts], -1)
-        bias = self.dense_bias()
-        return hidden if bias is None else hidden + bias.to(hidden.dtype)
+        if self._may_wait(x):
+            return self._put_off(x)
+        return self._project(x, self.weight, self.bias, self.coupling)
+
+    def _project(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, coupling: Tensor | None
+    ) -> Tensor:
+        if gpu.usable(x, weight, self.shape.alpha):
+            mu = self.couplings() if coupling is None else coupling.view(self.shape.sources, -1)
+            return gpu.up(x, weight, self.inputs, bias, self.shape, coupling=mu)
+        return project_up(self.spec, self.parts, x, weight, self.inputs, bias, coupling)
+
+    def _may_wait(self, x: Tensor) -> bool:
+        """Whether it pays, and harms nobody, to put the call off (see `fpe_hf.layers.hidden`)."""
+        tokens = x.numel() // self.in_features
+        return (
+            x.is_cpu
+            and tokens >= FEWEST_TOKENS
+            and tokens * self.weight.numel() >= FEWEST_PRODUCTS
+            and CHANNEL_AXES[self.stock] == -1
+            and not (self._forward_hooks or self._forward_pre_hooks)
+            and may_wait(x, *self.numbers().values())
+        )
+
+    def _put_off(self, x: Tensor) -> Tensor:
+        x, weight, bias, coupling = _autocast(x, self.weight, self.bias, self.coupling)
+        numbers = (self.inputs, weight, bias, coupling)
+        pending = Pending(self.spec, x, numbers, self._project, self.recompute)
+        source = 0 if self.spec.fused is None else -1
+        return Hidden.wait(Source(pending, source), x.new_zeros(1))
 
     def _couple(self, z: list[Tensor], tile: int) -> list[Tensor]:
         """Adds the coupled sums of a parent's other children: `z_c + mu * sum_{k != c} z_k`."""
@@ -164,6 +204,7 @@ class BlockDown(DownLayer):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(spec, stock, values=spec.down_weights, dtype=dtype, device=device)
+        self.parts, self.shape = whole_parts(spec), BlockShape.of_down(spec)
         self.replicated = spec.fan_out == "replicate"
         self.tile_outputs = spec.child_outputs[0] if self.replicated else sum(spec.child_outputs)
         shape = (spec.tile_count, self.tile_outputs)
@@ -208,27 +249,15 @@ class BlockDown(DownLayer):
 
     def project(self, hidden: Tensor) -> Tensor:
         """`[..., hidden]` -> `[..., outputs]`."""
-        spec = self.spec
-        sizes = [spec.alpha * (stop - start) for start, stop in spec.tiles]
-        total: Tensor | None = None
-        for tile, part in enumerate(hidden.split(sizes, dim=-1)):
-            written = self._write(part, self.blocks()[tile])
-            if self.outputs is None:
-                total = written if total is None else total + written
-                continue
-            if total is None:
-                total = written.new_zeros(*hidden.shape[:-1], spec.out_features)
-            total = total.index_add(-1, self.outputs[tile].long(), written)
-        assert total is not None
-        return total if self.bias is None else total + self.bias.to(total.dtype)
-
-    def _write(self, hidden: Tensor, blocks: list[Tensor]) -> Tensor:
-        """What a tile adds to its outputs."""
-        if self.replicated:
-            return functional.linear(hidden, blocks[0])
-        children = hidden.chunk(self.spec.alpha, dim=-1)
-        parts = [functional.linear(c, w) for c, w in zip(children, blocks, strict=True)]
-        return torch.cat(parts, -1)
+        if isinstance(hidden, Hidden):
+            weight, bias = _autocast(self.weight, self.bias)
+            result = finish(hidden, self.spec, self.outputs, weight, bias)
+            if result is not None:
+                return result
+            hidden = hidden.made()
+        if self.outputs is not None and gpu.usable(hidden, self.weight, self.shape.alpha):
+            return gpu.down(hidden, self.weight, self.outputs, self.bias, self.shape)
+        return project_down(self.spec, self.parts, hidden, self.weight, self.outputs, self.bias)
 
     def dense_weight(self) -> Tensor:
         spec = self.spec

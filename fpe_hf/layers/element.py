@@ -1,4 +1,5 @@
-"""The `element` layout: any mask. Weights are packed; the matrix is rebuilt for each forward."""
+"""The `element` layout: any mask. Weights are packed. A kernel takes them as they are where it can
+(a few tokens on the CPU, no gradients); else the matrix is rebuilt for each forward."""
 
 from __future__ import annotations
 
@@ -7,6 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import CheckpointError
+from ..kernels import gpu
+from ..kernels.gpu_shapes import ElementShape
+from ..kernels.packed import Mode, output_dtype, packed_rows, usable
 from ..planning import BlockPlan, BlockSpec
 from ..planning.draw import draw_down_children, draw_up_children
 from .base import DownLayer, UpLayer
@@ -54,7 +58,22 @@ def check_keep(name: str, packed: Tensor, count: int, kept: int) -> None:
         raise CheckpointError(f"tensor {name!r} keeps {found} entries, but {kept} were expected.")
 
 
-class ElementUp(UpLayer):
+class RowStarts:
+    """Where the kept weights of every row begin, for the GPU: made once for a mask."""
+
+    keep: Tensor | None
+    _starts: tuple[Tensor, Tensor] | None = None
+
+    def row_starts(self, shape: ElementShape) -> Tensor | None:
+        """int64 `[rows + 1]`, or `None` if every weight is kept."""
+        if self.keep is None:
+            return None
+        if self._starts is None or self._starts[0] is not self.keep:
+            self._starts = self.keep, gpu.row_starts(self.keep, shape)
+        return self._starts[1]
+
+
+class ElementUp(RowStarts, UpLayer):
     """Up projection in the `element` layout.
 
     Attributes:
@@ -133,12 +152,52 @@ class ElementUp(UpLayer):
 
     def project(self, x: Tensor) -> Tensor:
         """`[..., inputs]` -> `[..., sources * hidden]`."""
+        if self.spec.experts == 1 and usable(x, self.in_features, *self.numbers().values()):
+            return self._project_packed(x)
+        if self.spec.experts == 1 and gpu.element_usable(x, self.weight, self.spec.alpha):
+            return self._project_on_gpu(x)
         if self.coupling is None and self.spec.coupling == 1.0 and self.spec.fused is None:
             # All children of a parent see its full pre-activation: compute it once.
             z = self.expand(functional.linear(x, self.parent_weight()[0]))
             bias = self.dense_bias()
             return z if bias is None else z + bias.to(z.dtype)
         return functional.linear(x, self.dense_weight(), self.dense_bias())
+
+    def _project_packed(self, x: Tensor) -> Tensor:
+        spec = self.spec
+        coupling = self.couplings()
+        equal = coupling == 1.0 if isinstance(coupling, float) else False
+        sums = packed_rows(
+            x.reshape(-1, spec.in_features),
+            self.weight,
+            self.keep,
+            None if equal else self.owner,
+            Mode.PARTS,
+            rows=spec.sources_per_up * spec.parents,
+            columns=spec.in_features,
+            children=1 if equal else spec.alpha,
+            owner_rows=self.codes_shape[0],
+        )
+        z = sums.unflatten(2, (spec.sources_per_up, spec.parents))  # [tokens, children, ...]
+        if equal:
+            z = z.expand(-1, spec.alpha, -1, -1)
+        elif isinstance(coupling, Tensor) or coupling:
+            z = (1 - coupling) * z + coupling * z.sum(1, keepdim=True)
+        by_source = z.permute(2, 1, 3, 0).flatten(1, 2)  # [sources, hidden, tokens]
+        result = self.merge_sources(by_source).t()
+        bias = self.dense_bias()
+        result = result if bias is None else result + bias
+        return result.to(output_dtype(x)).contiguous().view(*x.shape[:-1], self.out_features)
+
+    def _project_on_gpu(self, x: Tensor) -> Tensor:
+        shape = ElementShape.of_up(self.spec, self.bits)
+        coupling: Tensor | None = self.coupling
+        if coupling is None and self.spec.coupling:
+            coupling = x.new_full((1,), self.spec.coupling)
+        return gpu.element(
+            x, self.weight, self.keep, self.owner, self.row_starts(shape), self.bias, shape,
+            coupling=coupling,
+        )  # fmt: skip
 
     def children_mask(self) -> Tensor:
         own = self._own().expand(-1, self.spec.all_parents, -1)
@@ -168,7 +227,7 @@ class ElementUp(UpLayer):
         return codes == _child_ids(self.spec.alpha, codes)
 
 
-class ElementDown(DownLayer):
+class ElementDown(RowStarts, DownLayer):
     """Down projection in the `element` layout.
 
     Attributes:
@@ -234,7 +293,30 @@ class ElementDown(DownLayer):
 
     def project(self, hidden: Tensor) -> Tensor:
         """`[..., hidden]` -> `[..., outputs]`."""
+        if self.spec.experts == 1 and usable(hidden, self.in_features, *self.numbers().values()):
+            return self._project_packed(hidden)
+        if self.spec.experts == 1 and gpu.element_usable(hidden, self.weight, self.spec.alpha):
+            shape = ElementShape.of_down(self.spec, self.bits)
+            starts = self.row_starts(shape)
+            return gpu.element(hidden, self.weight, self.keep, self.owner, starts, self.bias, shape)
         return functional.linear(hidden, self.dense_weight(), self.bias)
+
+    def _project_packed(self, hidden: Tensor) -> Tensor:
+        spec = self.spec
+        sums = packed_rows(
+            hidden.reshape(-1, spec.hidden),
+            self.weight,
+            self.keep,
+            self.owner,
+            Mode.COPIES if self.owner is None else Mode.OWNED,
+            rows=spec.out_features,
+            columns=spec.parents,
+            children=spec.alpha,
+            owner_rows=spec.out_features,
+        )
+        result = sums[:, 0]
+        result = result if self.bias is None else result + self.bias
+        return result.to(output_dtype(hidden)).view(*hidden.shape[:-1], self.out_features)
 
     def children_mask(self) -> Tensor:
         keep = self._keep()

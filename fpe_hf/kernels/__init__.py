@@ -1,0 +1,1 @@
+"""Fast ways to compute what the layers define, each with a plain torch one beside it."""

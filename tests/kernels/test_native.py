@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fpe_hf.kernels import native
+
+SMALL = "void fpe_packed_rows(void) {}\n"
+
+
+@pytest.fixture(autouse=True)
+def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty cache, a source that compiles at once, and no memory of earlier attempts."""
+    source = tmp_path / "packed.c"
+    source.write_text(SMALL)
+    monkeypatch.setattr(native, "SOURCE", source)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("FPE_HF_NATIVE", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    native._attempt.cache_clear()
+    yield
+    native._attempt.cache_clear()
+
+
+def again() -> str | None:
+    native._attempt.cache_clear()
+    return native.unavailable()
+
+
+def libraries(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache" / "fpe_hf").iterdir())
+
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(native.shutil.which, native.COMPILERS)), reason="no C compiler"
+)
+
+
+@needs_compiler
+def test_it_is_compiled_once_and_kept_in_a_private_folder(tmp_path: Path) -> None:
+    assert native.unavailable() is None
+    assert native.library() is not None
+    [library] = libraries(tmp_path)
+    assert library.suffix == ".so"
+    assert stat.S_IMODE(library.parent.stat().st_mode) == 0o700
+    made = library.stat().st_mtime_ns
+    assert again() is None
+    assert libraries(tmp_path) == [library]
+    assert library.stat().st_mtime_ns == made
+
+
+@needs_compiler
+def test_another_source_is_compiled_anew(tmp_path: Path) -> None:
+    assert native.unavailable() is None
+    native.SOURCE.write_text(SMALL + "int more;\n")
+    assert again() is None
+    assert len(libraries(tmp_path)) == 2
+
+
+def test_it_can_be_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FPE_HF_NATIVE", "0")
+    assert native.library() is None
+    assert native.unavailable() == "FPE_HF_NATIVE=0 is set"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert native.library() is None
+    assert str(native.unavailable()).startswith("no C compiler found (cc, gcc, clang)")
+    monkeypatch.setenv("CC", "/nowhere/cc -m32")
+    assert str(again()).startswith("no C compiler found (/nowhere/cc)")
+
+
+@needs_compiler
+def test_a_source_that_does_not_compile(tmp_path: Path) -> None:
+    native.SOURCE.write_text("void fpe_packed_rows( {}")
+    assert native.library() is None
+    assert "error" in str(native.unavailable())
+    assert libraries(tmp_path) == []
+
+
+@needs_compiler
+def test_a_compiler_that_knows_no_optional_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "plain-cc"
+    compiler.write_text(
+        '#!/bin/sh\ncase "$*" in *-march*|*-fopenmp*) echo no >&2; exit 1;; esac\nexec cc "$@"\n'
+    )
+    compiler.chmod(0o700)
+    monkeypatch.setenv("CC", str(compiler))
+    assert native.unavailable() is None
+
+
+@needs_compiler
+def test_a_damaged_library_is_removed_and_made_anew() -> None:
+    flags = (*native.FLAGS, *native.OPTIONAL_FLAGS[0])
+    library = native._compiled(native._compiler(), flags, native._cache())
+    library.write_bytes(b"not a library")
+    assert native.unavailable() is None  # it took the flags that come next
+    assert not library.exists()
+    assert again() is None
+    assert library.exists()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o750, 0o701])
+def test_a_folder_that_others_can_enter_is_not_used(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "cache" / "fpe_hf"
+    folder.mkdir(parents=True)
+    folder.chmod(mode)
+    assert native.library() is None
+    if any(map(native.shutil.which, native.COMPILERS)):
+        assert str(native.unavailable()).startswith(f"others can enter {folder}")
+    assert list(folder.iterdir()) == []
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert native.library() is None
+    assert "set XDG_CACHE_HOME" in str(native.unavailable())
+
+
+@needs_compiler
+def test_many_at_once_agree_on_one_library(tmp_path: Path) -> None:
+    compiler, folder = native._compiler(), native._cache()
+    found: list[Path] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(native._compiled(compiler, (), folder)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == libraries(tmp_path) * 4
+
+
+def test_importing_compiles_nothing(tmp_path: Path) -> None:
+    cache = tmp_path / "elsewhere"
+    code = "import fpe_hf.layers, fpe_hf.kernels.packed"
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+    )
+    assert not (cache / "fpe_hf").exists()
