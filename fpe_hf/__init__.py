@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .discovery import MLPBlock, find_mlps
     from .errors import FPEError
     from .hub import from_pretrained, push_to_hub
+    from .memory import recompute_hidden
     from .splits import register_split
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "find_mlps",
     "from_pretrained",
     "push_to_hub",
+    "recompute_hidden",
     "register_split",
     "to_dense",
     "widen",
@@ -45,6 +47,7 @@ _HOMES = {
     "find_mlps": "discovery",
     "from_pretrained": "hub",
     "push_to_hub": "hub",
+    "recompute_hidden": "memory",
     "register_split": "splits",
     "to_dense": "dense",
     "widen": "conversion",

@@ -12,6 +12,7 @@ from .errors import ConfigError, did_you_mean
 
 FAN_OUTS = ("replicate", "partition")
 LAYOUTS = ("element", "block")
+AUTO = "auto"
 BIASES = ("shared", "child")
 MAX_ALPHA = 256
 
@@ -42,7 +43,9 @@ class FPEConfig:
             prunes the smallest magnitudes back to the budget (the paper); `"partition"` leaves
             each outgoing weight with exactly one child.
         layout: `"element"` stores any mask, weight by weight; `"block"` lets the parents of a tile
-            share one split, so that every child of a tile is a small dense matrix.
+            share one split, so that every child of a tile is a small dense matrix; `"auto"` takes
+            for each block the layout and tiles that are the fastest as measured
+            (`fpe_hf.planning.costs`).
         tile_size: Parents per tile in the `block` layout; `None` makes the whole block one tile.
         coupling: 0.0 to 1.0. Child c's pre-activation is `z_c + coupling * sum_{k != c} z_k + b`.
             With 1.0 and `fan_out="partition"` the widened model computes what its parent did.
@@ -81,7 +84,7 @@ class FPEConfig:
         if self.tile_size is not None:
             _check_int("tile_size", self.tile_size, 1, None)
         _check_choice("fan_out", self.fan_out, FAN_OUTS)
-        _check_choice("layout", self.layout, LAYOUTS)
+        _check_choice("layout", self.layout, (*LAYOUTS, AUTO))
         _check_choice("bias", self.bias, BIASES)
         if not isinstance(self.learn_coupling, bool):
             raise ConfigError(f"learn_coupling={self.learn_coupling!r} must be True or False.")
@@ -140,10 +143,10 @@ class FPEConfig:
         merged: dict[str, Any] = {}
         for pattern in patterns:
             fields = self.overrides[pattern]
-            if fields.get("layout") == "element":
+            if fields.get("layout", "block") != "block":
                 merged.pop("tile_size", None)
             merged.update(fields)
-        if merged.get("layout") == "element":
+        if merged.get("layout", "block") != "block":
             merged.setdefault("tile_size", None)
         return dataclasses.replace(self, overrides={}, **merged)
 

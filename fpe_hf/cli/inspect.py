@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .folders import check_place
+from .speed import costs_as_json, print_speed
 from .tables import print_audit, print_table, working
 
 if TYPE_CHECKING:
@@ -131,22 +132,24 @@ def _audit(model: str, revision: str) -> AuditReport:
 
 
 def _show_widened(
-    about: dict[str, Any], plan: FPEQuantizationConfig, report: AuditReport | None, as_json: bool
+    about: dict[str, Any], plan: FPEQuantizationConfig, report: AuditReport | None, document: bool
 ) -> None:
     """Shows a plan and an audit.
 
     Raises:
         BudgetError: An invariant does not hold; everything has been printed then.
     """
-    if as_json:
+    if document:
         told = None if report is None else report.to_dict()
-        _print_json({**about, "config": plan.config, "blocks": plan.blocks, "audit": told})
+        parts = {"config": plan.config, "blocks": plan.blocks, "costs": costs_as_json(plan.specs)}
+        _print_json({**about, **parts, "audit": told})
     else:
         typer.echo(f"{about['class']}, widened: {_count(len(plan.specs), 'MLP block')}")
         settings = {
             name: value for name, value in plan.config.items() if value not in (None, {}, [])
         }
         typer.echo(", ".join(f"{name}={value}" for name, value in settings.items()) + "\n")
+        print_speed(plan.specs)
         if report is None:
             _print_specs(plan)
         else:

@@ -177,9 +177,25 @@ def _runs(
         yield Children(offset, size, child, numbers.unsqueeze(1))
 
 
+LARGE = 1 << 14
+"""Numbers in a matrix that make a call of its own worth while."""
+
+FEW_TOKENS = 4
+"""Up to this many tokens, processors are faster with tokens as rows."""
+
+
 def multiply(matrices: Tensor, columns: Tensor) -> Tensor:
     """`[tiles, children, m, k] @ [tiles, children, k, tokens]`."""
-    product = torch.bmm(matrices.flatten(0, 1), columns.flatten(0, 1))
+    left, right = matrices.flatten(0, 1), columns.flatten(0, 1)
+    tokens, on_cpu = right.shape[-1], right.is_cpu and not torch.compiler.is_compiling()
+    if on_cpu and tokens == 1 and left[0].numel() >= LARGE:
+        # A batch of matrix-vector products is not made of the fast ones.
+        single = [torch.mv(m, column) for m, column in zip(left, right.squeeze(-1), strict=True)]
+        product = torch.stack(single).unsqueeze(-1)
+    elif on_cpu and tokens <= FEW_TOKENS:
+        product = torch.bmm(right.mT.contiguous(), left.mT).mT
+    else:
+        product = torch.bmm(left, right)
     apart: Tensor = product.unflatten(0, matrices.shape[:2])
     return apart
 
@@ -320,7 +336,11 @@ def scatter_(
         return total.add_(rows[0] if len(rows) == 1 else rows.sum(0))
     index = output_index(spec, part, outputs).int()
     if rows.is_cpu:
-        return total.index_add_(0, index.flatten(), rows.flatten(0, 1))
+        rows = rows.flatten(0, 1)
+        if not torch.compiler.is_compiling() and rows.shape[1] == 1:  # much quicker than rows of one
+            total.squeeze(1).index_add_(0, index.flatten(), rows.squeeze(1))
+            return total
+        return total.index_add_(0, index.flatten(), rows)
     for own, wrote in zip(index, rows, strict=True):  # tile by tile: no atomic additions
         total.index_add_(0, own, wrote)
     return total

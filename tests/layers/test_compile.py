@@ -44,3 +44,24 @@ def test_compiles_to_one_graph(layout: str, fan_out: str, options: dict[str, Any
 @pytest.mark.parametrize(("layout", "fan_out"), COMBINATIONS)
 def test_compiles_with_inductor(layout: str, fan_out: str) -> None:
     assert_compiles("inductor", layout, fan_out, coupling=0.3)
+
+
+@pytest.mark.parametrize(("layout", "fan_out"), COMBINATIONS)
+def test_exports_with_any_number_of_tokens(layout: str, fan_out: str) -> None:
+    case = make_case(d=8, h=6, o=6, fan_out=fan_out, **LAYOUTS[layout])
+    chain = nn.Sequential(*case.layers())
+    tokens = torch.export.Dim("tokens", min=2)
+    program = torch.export.export(chain, (torch.randn(4, 8),), dynamic_shapes=({0: tokens},))
+    for count in (2, 7, 300):
+        x = torch.randn(count, 8)
+        torch.testing.assert_close(program.module()(x), chain(x))
+
+
+@pytest.mark.parametrize(("layout", "fan_out"), COMBINATIONS)
+def test_compiles_before_it_ever_ran(layout: str, fan_out: str) -> None:
+    torch._dynamo.reset()
+    case = make_case(d=8, h=6, o=6, fan_out=fan_out, **LAYOUTS[layout])
+    chain = nn.Sequential(*case.layers())
+    x = torch.randn(4, 8)
+    found = torch.compile(chain, fullgraph=True, backend="eager")(x)
+    torch.testing.assert_close(found, chain(x))

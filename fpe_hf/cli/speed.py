@@ -1,0 +1,72 @@
+"""What `fpe-hf inspect` tells of the time that widened blocks take, and of how they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from .tables import print_table
+
+if TYPE_CHECKING:
+    from ..planning import BlockSpec
+    from ..planning.costs import Cost
+
+
+def costs(specs: Iterable[BlockSpec]) -> list[tuple[int, Cost]]:
+    """How many blocks there are of each kind, and what one costs on this machine's device.
+
+    Args:
+        specs: The blocks.
+    """
+    import torch
+
+    from ..planning.costs import cost
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kinds: dict[tuple[str, int, int, int], int] = {}
+    for spec in specs:
+        tiles = spec.tile_count // spec.experts if spec.layout == "block" else 0
+        kind = spec.layout, tiles, spec.alpha, spec.in_features
+        kinds[kind] = kinds.get(kind, 0) + 1
+    return [(count, cost(*kind, device)) for kind, count in kinds.items()]
+
+
+def costs_as_json(specs: Iterable[BlockSpec]) -> list[dict[str, Any]]:
+    """`costs` as JSON values."""
+    return [{"blocks": count, **asdict(cost)} for count, cost in costs(specs)]
+
+
+def print_speed(specs: Iterable[BlockSpec]) -> None:
+    """Prints a table of costs, and how blocks of the `element` layout compute here."""
+    found = costs(specs)
+    tokens = list(found[0][1].ratios)
+    header = ["blocks", "layout", "tiles", *(f"{n} token" + "s" * (n > 1) for n in tokens), "by"]
+    rows = [
+        [
+            str(count),
+            cost.layout,
+            str(cost.tiles or ""),
+            *(f"{cost.ratios[n]:.2f}" for n in tokens),
+            "the nearest case measured" if cost.measured else "counting operations; not measured",
+        ]
+        for count, cost in found
+    ]
+    typer.echo("Time of a forward pass, as a multiple of the dense parent's:\n")
+    print_table(header, rows, left=2)
+    if any(cost.layout == "element" for _, cost in found):
+        typer.echo(_element())
+    typer.echo()
+
+
+def _element() -> str:
+    from ..kernels.native import unavailable
+    from ..kernels.packed import MOST_TOKENS
+
+    reason = unavailable()
+    filled = "the element layout fills in its matrix for every pass"
+    if reason is not None:
+        return f"On a CPU {filled}; its kernel is not available: {reason}"
+    return f"On a CPU, above {MOST_TOKENS} tokens and in training, {filled}."
