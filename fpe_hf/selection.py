@@ -64,6 +64,7 @@ def _nothing(found: MLPBlocks) -> str:
     if found:
         return "exclude leaves no block to widen."
     reasons = "; ".join(
-        f"{' + '.join(miss.up)} -> {miss.down}: {miss.reason}" for miss in found.near_misses[:3]
+        f"{' -> '.join(filter(None, (' + '.join(miss.up), miss.down)))}: {miss.reason}"
+        for miss in found.near_misses[:3]
     )
     return f"The model has no MLP block to widen. {'Near-misses: ' + reasons if reasons else ''}"

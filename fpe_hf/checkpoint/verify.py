@@ -87,11 +87,27 @@ def model_tensors(
             keys = list(opened.keys())
             for key, known in zip(keys, _model_keys(model, keys, quantizer), strict=True):
                 tensors[known] = (opened, key)
+        _add_twins(model, tensors)
         yield tensors
 
 
-def open_safetensors(file: str) -> Any:
+def _add_twins(model: PreTrainedModel, tensors: dict[str, tuple[Any, str]]) -> None:
+    """Lets a tensor stand for the tied ones, too: transformers saves one of them."""
+    twins: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        twins.setdefault(id(parameter), []).append(name)
+    for names in twins.values():
+        held = next((tensors[name] for name in names if name in tensors), None)
+        if held is not None:
+            tensors.update({name: held for name in names if name not in tensors})
+
+
+def open_safetensors(file: str, backend: str = "mmap") -> Any:
     """Opens a safetensors file.
+
+    Args:
+        file: Its path.
+        backend: How numbers are read, `"mmap"` or `"pread"`.
 
     Raises:
         CheckpointError: It is not one, or it is truncated.
@@ -103,7 +119,7 @@ def open_safetensors(file: str) -> Any:
             f"{file!r} is not a safetensors file: widened models are read from nothing else."
         )
     try:
-        return safe_open(file, framework="pt")
+        return safe_open(file, framework="pt", backend=backend)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file!r} is broken or truncated: {error}.") from error
 

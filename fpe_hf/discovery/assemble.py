@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,7 +17,7 @@ from fpe_hf.discovery.block import MLPBlock, MLPBlocks, NearMiss
 from fpe_hf.discovery.lineage import Call, Ended, Live, Op, Track
 from fpe_hf.discovery.rows import channels
 from fpe_hf.discovery.trace import Read, Trace, names_of
-from fpe_hf.linear import features, is_linear, twin_of
+from fpe_hf.linear import features, is_linear, is_pointwise, twin_of
 
 OUTSIDE = "outside a repeated stack; name it in targets to widen it"
 NOT_ADDED = "its output is not added to hidden states; name it in targets to widen it"
@@ -91,8 +91,7 @@ def assemble(model: nn.Module, traces: Sequence[Trace]) -> MLPBlocks:
             reason = f"it shares a projection with the block {overlap}"
         if house.same_region(match):
             misses.append(NearMiss(match.ups, match.down, reason))
-    added = {block.down: _is_added(block, trace) for block in blocks}
-    return _split_off(model, house, _told_apart(blocks), misses, added)
+    return _split_off(model, house, _told_apart(blocks), misses, trace)
 
 
 def _told_apart(blocks: list[MLPBlock]) -> list[MLPBlock]:
@@ -110,34 +109,33 @@ def _split_off(
     house: _House,
     blocks: list[MLPBlock],
     misses: list[NearMiss],
-    added: Mapping[str, bool],
+    trace: Trace,
 ) -> MLPBlocks:
     """Leaves the blocks of a repeated stack that add to its hidden states.
 
     Others are heads, gates, routers, embedders and the like: they are widened on request. A model
-    that has nothing but such, as a plain chain of layers, is all blocks.
+    that has nothing but such, as a plain chain of layers, is all blocks, gates excepted.
     """
-    reasons = ((b.down, _why_on_request(house, b, added[b.down])) for b in blocks)
+    outputs: dict[str, list[Call]] = {block.down: [] for block in blocks}
+    for call in trace.calls:
+        outputs.get(call.projection, []).append(call)
+    reasons = ((b.down, _why_on_request(house, b, outputs[b.down])) for b in blocks)
     why = {down: reason for down, reason in reasons if reason is not None}
     if len(why) == len(blocks) and not _holds_pretrained(model):
-        return MLPBlocks(blocks, misses)
+        gates = {down for down, calls in outputs.items() if any(call.scales for call in calls)}
+        why = {down: why[down] for down in why if down in gates or why[down] == EMBEDS_TIME}
     on_request = [NearMiss(b.ups, b.down, why[b.down], b) for b in blocks if b.down in why]
     return MLPBlocks([b for b in blocks if b.down not in why], [*misses, *on_request])
 
 
-def _why_on_request(house: _House, block: MLPBlock, added: bool) -> str | None:
+def _why_on_request(house: _House, block: MLPBlock, outputs: Sequence[Call]) -> str | None:
     """Why a block is widened only when it is named, or `None`."""
     if not house.in_stack(block.name):
         return OUTSIDE
     if _TIME_EMBEDDER.search(block.down):  # in each layer of a DiT, added to another embedding
         return EMBEDS_TIME
-    return None if added else NOT_ADDED
-
-
-def _is_added(block: MLPBlock, trace: Trace) -> bool:
-    """Whether what the block makes is added to other activations wherever it is made."""
-    calls = [call for call in trace.calls if call.projection == block.down]
-    return all(call.joined is not False for call in calls)
+    # Added to other activations wherever it is made.
+    return None if all(call.joined is not False for call in outputs) else NOT_ADDED
 
 
 def _holds_pretrained(model: nn.Module) -> bool:
@@ -363,6 +361,8 @@ class _House:
             return f"{name} carries an adapter ({kind}); merge it into the weights first"
         if parametrize.is_parametrized(module):
             return f"the weight of {name} is computed; remove its parametrizations first"
+        if is_pointwise(module) and not is_linear(module):
+            return f"{name} is a convolution by groups, whose outputs read a part of the inputs"
         if not is_linear(module):
             return f"{name} is a {kind}, not a plain linear layer; {_REMEDY}"
         weight = module._parameters.get("weight")

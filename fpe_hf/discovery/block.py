@@ -84,7 +84,7 @@ class NearMiss:
     """Something that looks like an MLP block but is not widened.
 
     Attributes:
-        up: Dotted names of the linear modules that feed it.
+        up: Dotted names of the linear modules that feed it, or of the part that no inputs reached.
         down: Dotted name of the linear module that reads it, or `None`.
         reason: Why it was refused, in words.
         block: The block, if it may still be widened by naming it in `targets`.

@@ -100,12 +100,13 @@ class Stacks:
         rule = rules.RULES.get(step.name)
         if rule not in rules.MOVES or self.of(step.args[0]) is None:
             return False
-        if rule is rules._reshape and _sizes(step.args[0]) != _sizes(step.output):
+        resized = rule is rules._reshape and _sizes(step.args[0]) != _sizes(step.output)
+        if resized and step.args[0].dim() == 2:
             return self._cut(step)
         outcome = rules.follow(replace(step, lineage=self.of))
         lineages = outcome if isinstance(outcome, list) else [outcome]
         for tensor, lineage in zip(tensors(step.output), lineages, strict=True):
-            if not isinstance(lineage, Live):
+            if not isinstance(lineage, Live) or (resized and _reshaped(lineage)):
                 return False
             self._weights[tensor] = lineage
         return True
@@ -167,6 +168,10 @@ def _axes(name: str, tensor: Tensor) -> Live:
         for axis in range(1, tensor.dim())
     )
     return Live(tuple(track for live in starts for track in live.tracks))
+
+
+def _reshaped(lineage: Live) -> bool:
+    return any(track.reshaped for track in lineage.tracks)
 
 
 def _sizes(tensor: Tensor) -> list[int]:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from fpe_hf.discovery.assemble import assemble
-from fpe_hf.discovery.block import MLPBlocks
+from fpe_hf.discovery.block import MLPBlocks, NearMiss
 from fpe_hf.discovery.inputs import candidate_inputs, is_pretrained
 from fpe_hf.discovery.trace import Inputs, Trace, Values, is_projection, names_of, trace
 from fpe_hf.errors import DiscoveryError
+
+UNREACHED = "no inputs reached it; pass example_inputs that do, to find the blocks in it"
 
 
 def find_mlps(
@@ -40,7 +42,10 @@ def find_mlps(
     """
     # A default device that the caller has set must not reach the tensors made here.
     with torch.device("cpu"):
-        return assemble(model, _runs(model, example_inputs))
+        traces = _runs(model, example_inputs)
+        found = assemble(model, traces)
+    found.near_misses += _unreached(model, traces)
+    return found
 
 
 def _runs(model: nn.Module, example_inputs: Inputs | None) -> list[Trace]:
@@ -80,6 +85,28 @@ def _run_parts(
         yield run
     for child in module.children():
         yield from _run_parts(child, names, called)
+
+
+def _unreached(model: nn.Module, traces: Sequence[Trace]) -> Iterator[NearMiss]:
+    """The parts of the model of which nothing is known, as no run reached their projections."""
+    reached = {call.projection for trace in traces for call in trace.calls}
+    bypassed = {name for trace in traces for name in trace.bypassed}
+    reached |= {name.rpartition(".")[0] for name in bypassed}
+    names = names_of(model)
+
+    def parts(module: nn.Module, inside: bool = False, element: bool = False) -> Iterator[NearMiss]:
+        own = {names[part] for part in module.modules() if is_projection(part)}
+        if len(own) < 2:
+            return
+        if own & reached:
+            stack = isinstance(module, (nn.ModuleList, nn.ModuleDict))
+            for child in module.children():
+                yield from parts(child, inside or element, stack)
+        elif element or not inside:  # of a layer that runs, its experts, but not its attention
+            yield NearMiss((names[module],), None, UNREACHED)
+
+    for child in model.children():
+        yield from parts(child, element=isinstance(model, (nn.ModuleList, nn.ModuleDict)))
 
 
 def _try_alone(module: nn.Module, names: Mapping[nn.Module, str]) -> Trace | None:

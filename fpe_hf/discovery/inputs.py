@@ -150,6 +150,11 @@ def _hidden(config: Any) -> list[Tensor]:
     ]
 
 
+def _conditions(config: Any) -> list[Tensor]:
+    """What a larger model hands to a small one for all of its steps."""
+    return [torch.zeros(BATCH, 1, _number(config, ("input_size", "hidden_size"), 64))]
+
+
 def _grid(config: Any) -> list[Tensor]:
     del config
     return [torch.tensor([[1, GRID, GRID]] * BATCH)]
@@ -222,6 +227,7 @@ _MAKERS: dict[str, Callable[[Any], list[Tensor]]] = {
     "encoder_hidden_states": _encoded,
     "hidden_states": _hidden,
     "inputs_embeds": _hidden,
+    "last_hidden_state": _conditions,
     "query_embeds": _hidden,
 }
 """Name of an argument of `forward` -> the tensors it may stand for, made from the configuration."""

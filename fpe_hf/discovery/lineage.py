@@ -27,6 +27,7 @@ class Call:
         leaks: How its output was used other than on the way into a projection.
         joined: Whether its output was added to other activations, as a residual block's is, or
             handed back by a part of a model that ran alone; `None` if nobody watched.
+        scales: Whether its output was multiplied with other activations, as a gate's is.
         transposed: Whether the projection, a parameter that stacks the weights of experts, holds
             `[in, out]` matrices; `None` for a module.
         bias: Experts: dotted name of the parameter that was added.
@@ -37,6 +38,7 @@ class Call:
     value: object
     leaks: list[str] = field(default_factory=list)
     joined: bool | None = None
+    scales: bool = False
     transposed: bool | None = None
     bias: str | None = None
 

@@ -55,7 +55,8 @@ def carries(step: Step, source: Tensor) -> bool:
         return source.shape == step.result.shape or _only_scaled(step, source)
     if step.name in LINEAR | LINEAR_REDUCTIONS | CLAMPS:
         return True
-    return step.name in PLACING or rule in (_keep, _reshape, _move, _pick, _join, _copy, _normalise)
+    norms = (_normalise, _standardise)
+    return step.name in PLACING or rule in (*MOVES, _join, _copy, *norms)
 
 
 def _only_scaled(step: Step, source: Tensor) -> bool:
@@ -108,6 +109,10 @@ def _forget(step: Step) -> Outcome:
 
 def _normalise(step: Step) -> Outcome:
     return end(step, f"{step.place} between them normalises over the hidden axis")
+
+
+def _standardise(step: Step) -> Outcome:
+    return end(step, f"{step.place} between them scales each hidden channel by its own statistics")
 
 
 def _convolve(step: Step) -> Outcome:
@@ -314,7 +319,9 @@ def _pointwise(step: Step) -> Outcome:
             return _with_op(end(step, reason), op)
         return end(step, f"{step.name} with another activation of the hidden width", quiet=True)
     if len(merged) > MAX_SOURCES:
-        return end(step, "more than two projections meet in each hidden channel", quiet=True)
+        names = " and ".join(sorted({call.projection for call in calls}))
+        reason = f"{len(merged)} rows, of {names}, meet in each hidden channel, not one or two"
+        return end(step, reason, quiet=True)
     ops = () if op is None else (op,)
     live = Live(tuple(replace(track, ops=_unique(track.ops + ops)) for track in merged))
     return _like(step.output, live)
@@ -428,9 +435,11 @@ _KINDS: dict[Callable[[Step], Outcome], str] = {
         "logsumexp any all _softmax _log_softmax cumsum"
     ),
     _normalise: (
-        "native_layer_norm native_group_norm native_batch_norm layer_norm group_norm batch_norm "
-        "_native_batch_norm_legit _native_batch_norm_legit_no_training rms_norm _fused_rms_norm "
-        "cudnn_batch_norm"
+        "native_layer_norm native_group_norm layer_norm group_norm rms_norm _fused_rms_norm"
+    ),
+    _standardise: (
+        "native_batch_norm batch_norm _native_batch_norm_legit cudnn_batch_norm "
+        "_native_batch_norm_legit_no_training"
     ),
     _convolve: "convolution conv1d conv2d conv3d _conv_depthwise2d",
     _forget: (

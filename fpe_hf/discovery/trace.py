@@ -261,8 +261,7 @@ class _Tracer(TorchDispatchMode):
         self.trace.bypassed.update(
             name for tensor, _ in operands if (name := self._parameter(tensor)) is not None
         )
-        if step.name in RESHAPES and (origin := self._origin(step.args[0])) is not None:
-            self._origins[step.result] = origin
+        self._follow_origin(step, operands)
         self._follow_value(step)
         if self._follow_stacks(step):
             return
@@ -283,14 +282,20 @@ class _Tracer(TorchDispatchMode):
             for tensor in tensors(step.output):
                 self._set(tensor, outcome)
 
+    def _follow_origin(self, step: Step, operands: list[tuple[Tensor, Lineage | None]]) -> None:
+        """What is computed from parameters alone, place by place, is known by the first of them."""
+        if step.name in RESHAPES or torch.Tag.pointwise in step.func.tags:
+            origins = [self._origin(tensor) for tensor, _ in operands]
+            if origins and all(origins):
+                self._origins[step.result] = origins[0]
+
     def _follow_stacks(self, step: Step) -> bool:
         """Follows the weights of experts; whether no more is to be said about `step`."""
         names = self._stacks.names(step)
         if not names or step.name in rules.SHAPE_ONLY:
             return bool(names)
-        for name in names:
-            if not any(name.startswith(f"{module}.") for module, _ in self._modules if module):
-                self._stacks.misused[name] = "is used outside of its module's forward"
+        for name in set(names) - self._at_home():
+            self._stacks.misused.setdefault(name, "is used outside of its module's forward")
         with _disable_current_modes():
             if self._stacks.move(step):
                 return True
@@ -378,6 +383,7 @@ class _Tracer(TorchDispatchMode):
         for track in live_tracks(lineages):
             if track.call not in kept:
                 track.call.leaks.append(step.place)
+                track.call.scales |= step.name in rules.PRODUCTS
 
     def _end_neighbours(self, step: Step, outcome: Outcome) -> None:
         """After an in-place write, other tensors on the same memory hold something else."""
@@ -409,7 +415,7 @@ class _Tracer(TorchDispatchMode):
         return self._values.setdefault(tensor, object())
 
     def _origin(self, tensor: Tensor) -> str | None:
-        """The name of the parameter or buffer that a tensor is, reshaped or not."""
+        """The name of the parameter or buffer that a tensor is, or is computed from alone."""
         return self._parameter(tensor) or self._origins.get(tensor)
 
     def _parameter(self, tensor: Tensor) -> str | None:
@@ -433,8 +439,9 @@ class _Tracer(TorchDispatchMode):
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._modules.append((name, module))
-            for parameter in module._parameters:
-                self._pieces.pop(f"{name}.{parameter}", None)
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    self._pieces.pop(self._parameter(parameter) or "", None)
             if projection:
                 if not self._inside:
                     self._read(name, axis, args, kwargs)
@@ -450,6 +457,11 @@ class _Tracer(TorchDispatchMode):
                     self._made(name, axis, args, kwargs, output)
 
         return before, after
+
+    def _at_home(self) -> set[str | None]:
+        """The parameters of the modules that run now."""
+        running = (module._parameters.values() for _, module in self._modules)
+        return {self._parameter(p) for own in running for p in own if p is not None}
 
     def _leaf(self) -> tuple[str, str] | None:
         """The module that runs now, if it has no modules in it."""

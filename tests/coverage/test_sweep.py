@@ -16,7 +16,7 @@ SHARE = 0.97
 
 @pytest.mark.nightly
 def test_sweep() -> None:
-    records = list(sweep(model_types(), steps="all", jobs=2, limit=120))
+    records = list(sweep(model_types(), steps="all", jobs=2, limit=240))
     assert len(records) == len(model_types())
     counts = Counter(record["status"] for record in records)
     failed = {r["type"]: f"{r['step']}: {r['error']}" for r in records if r["status"] == "fail"}

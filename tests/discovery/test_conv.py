@@ -48,7 +48,8 @@ def test_linear_and_convolution_mixed() -> None:
 @pytest.mark.parametrize(
     ("between", "reason"),
     [
-        (nn.BatchNorm2d(H), "normalises"),
+        (nn.BatchNorm2d(H), "its own statistics"),
+        (nn.GroupNorm(2, H), "normalises"),
         (nn.Conv2d(H, H, 3, padding=1, groups=H), "convolution"),
         (nn.Flatten(2), "not all along the axis"),
     ],
@@ -57,6 +58,12 @@ def test_refused_for_what_lies_between(between: nn.Module, reason: str) -> None:
     down = nn.Linear(30, 4) if isinstance(between, nn.Flatten) else nn.Conv2d(H, D, 1)
     (miss,) = find(nn.Conv2d(D, H, 1), nn.ReLU(), between, down).near_misses
     assert reason in miss.reason
+
+
+def test_convolutions_by_groups_are_refused_as_such() -> None:
+    found = find(nn.Conv2d(D, H, 1), nn.ReLU(), nn.Conv2d(H, D, 1, groups=4))
+    assert found == []
+    assert "2 is a convolution by groups" in found.near_misses[0].reason
 
 
 def test_larger_kernels_are_no_projections() -> None:

@@ -9,6 +9,7 @@ import transformers as hf
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fpe_hf import widen
 from fpe_hf.discovery import MLPBlocks, find_mlps
 from tiny_moe import EXPERTS, HIDDEN, MIXTURES, WIDTH, tiny_mixture
 
@@ -107,6 +108,77 @@ def test_einsum_is_understood() -> None:
         return torch.einsum("eth,edh->etd", hidden, own.down)
 
     assert len(find(body)) == 1
+
+
+class PerStep(nn.Module):
+    """One matrix for each step of a sequence, as in the depth decoder of Moshi."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(E, out_features, in_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x[:, :, None] @ self.weight.transpose(1, 2)[None]).squeeze(2)
+
+
+class GatedPerStep(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = PerStep(D, 2 * H), PerStep(H, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.fc1(x).view(*x.shape[:2], 2, -1).unbind(2)
+        return x + self.fc2(functional.silu(gate) * up)
+
+
+@pytest.mark.parametrize("layout", ["element", "block"])
+def test_stacks_in_modules_of_their_own(layout: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(GatedPerStep(), GatedPerStep()), torch.randn(2, E, D)
+    expected = model(x)
+    block = find_mlps(model, (x,))[0]
+    assert (block.name, block.up, block.down) == ("0", "0.fc1.weight", "0.fc2.weight")
+    assert (block.experts, block.fused, block.parents) == (E, "halves", H)
+    widen(model, example_inputs=(x,), layout=layout, coupling=1.0, fan_out="partition")
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_stacks_cut_where_the_code_says_are_refused() -> None:
+    def body(own: Experts, x: Tensor) -> Tensor:
+        pieces = own.up.reshape(E * H, D).view(E, H, D)
+        return (x @ pieces.mT).relu() @ own.down.mT
+
+    assert not find(body)
+
+
+class Outsider(nn.Module):
+    """Reads the experts' weights itself, so that nothing could stand in for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Experts(lambda own, x: x)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = self.layers[0]
+        return x + (own(x) @ own.up.mT).relu() @ own.down.mT
+
+
+def test_weights_used_outside_of_their_module_are_refused() -> None:
+    found = find_mlps(Outsider(), (torch.zeros(E, 4, D),))
+    assert not found
+    assert "outside of its module's forward" in found.near_misses[0].reason
+
+
+def test_experts_tied_between_towers_are_refused() -> None:
+    body = Model(lambda own, x: (x @ own.up.mT).relu() @ own.down.mT)
+    twin = Model(lambda own, x: (x @ own.up.mT).relu() @ own.down.mT)
+    for name in ("up", "down"):
+        setattr(twin.layers[0], name, getattr(body.layers[0], name))
+    found = find_mlps(nn.Sequential(body, twin), (torch.zeros(E, 4, D),))
+    assert not found
+    assert [miss.reason for miss in found.near_misses] == [
+        "0.layers.0.up is tied to another parameter; untie it first"
+    ]
 
 
 def test_experts_without_activation_are_no_block() -> None:

@@ -8,7 +8,9 @@ import pytest
 import torch
 import transformers as hf
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
+from fpe_hf import widen
 from fpe_hf.discovery import MLPBlock, MLPBlocks, find_mlps
 from fpe_hf.errors import DiscoveryError
 from fpe_hf.linear import is_conv1d, make_linear, stock_of, weight_of
@@ -347,6 +349,7 @@ def _rms_norm(self: Custom, x: Tensor) -> Tensor:
         (lambda self, x: self.down(self.up(x).tanh() * self.gate(x + 1)), "different inputs"),
         (lambda self, x: self.down(torch.relu(self.up(x)) * self.scale), "parameter per hidden"),
         (lambda self, x: self.down(torch.relu(self.up(x) + self.scale)), "parameter per hidden"),
+        (lambda self, x: self.down(torch.relu(self.up(x) * (2 * self.scale))), "per hidden"),
         (lambda self, x: self.down(self.fused(x)[..., :H].relu()), "only 16 of the 32 rows"),
         (lambda self, x: self.down(self.up(x).relu().flip(-1)), "in another order"),
         (lambda self, x: self.down(self.up(x).relu()[..., torch.arange(H)]), "index tensor"),
@@ -421,10 +424,55 @@ def _adapted() -> nn.Module:
     return model
 
 
+class FourBits(nn.Linear):
+    """A quantized layer as those of bitsandbytes: a subclass that unpacks its weight."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        packed = torch.zeros(in_features * out_features // 2, 1, dtype=torch.uint8)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        unpacked = torch.cat([self.weight & 15, self.weight >> 4])
+        weight = unpacked.view(self.out_features, self.in_features).to(x.dtype)
+        return nn.functional.linear(x, weight, self.bias)
+
+
+class Packed(nn.Module):
+    """A quantized layer as those of GPTQ: buffers only, and names of its own for its sizes."""
+
+    def __init__(self, infeatures: int, outfeatures: int) -> None:
+        super().__init__()
+        self.infeatures, self.outfeatures = infeatures, outfeatures
+        self.register_buffer("qweight", torch.zeros(outfeatures, infeatures, dtype=torch.int8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.qweight.to(x.dtype).t()
+
+
+def _quantized_by_class() -> nn.Module:
+    return nn.Sequential(FourBits(D, H), nn.ReLU(), FourBits(H, D))
+
+
+def _quantized_by_buffers() -> nn.Module:
+    return nn.Sequential(Packed(D, H), nn.ReLU(), Packed(H, D))
+
+
+def _quantized_by_tensor() -> nn.Module:
+    """As torchao does: the module is stock, its weight a tensor of another class."""
+    model = _mlp()
+    weight = model[0].weight.detach()
+    model[0].weight = nn.Parameter(TwoTensor(weight, weight.clone()))
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
         (_tied, "tied to"),
+        (_quantized_by_class, "dequantize or replace it"),
+        (_quantized_by_buffers, "dequantize or replace it"),
+        (_quantized_by_tensor, "quantized (TwoTensor"),
         (_subclassed, "not a plain linear layer"),
         (_parametrized, "remove its parametrizations first"),
         (_adapted, "merge it into the weights first"),
@@ -434,6 +482,25 @@ def test_projection_that_cannot_be_replaced(make: Callable[[], nn.Module], reaso
     blocks = find_mlps(make(), (torch.zeros(2, D),))
     assert blocks == []
     assert reason in blocks.near_misses[0].reason
+
+
+@pytest.mark.parametrize("kind", ["LoraConfig", "IA3Config"])
+def test_adapters_of_peft_are_merged_first(kind: str) -> None:
+    peft = pytest.importorskip("peft")
+    names = ["fc1", "fc2"]
+    more = {"feedforward_modules": names} if kind == "IA3Config" else {}
+    config = getattr(peft, kind)(target_modules=names, **more)
+    adapted = peft.get_peft_model(tiny_model("vit"), config)
+    with pytest.raises(DiscoveryError, match="merge it into the weights first"):
+        widen(adapted)
+    assert len(find_mlps(adapted.merge_and_unload())) == 2
+
+
+def test_adapters_of_attention_are_no_hindrance() -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["q_proj", "v_proj"])
+    adapted = peft.get_peft_model(tiny_model("llama"), config)
+    assert len(find_mlps(adapted)) == 2
 
 
 # -- ways to run ----------------------------------------------------------------------------------

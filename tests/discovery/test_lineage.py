@@ -161,7 +161,7 @@ def test_halves_are_two_tracks() -> None:
         (lambda x: torch.relu(x).sort(-1).values, "may mix the hidden channels"),
         (lambda x: torch.relu(x)[..., torch.arange(8)], "picks hidden channels"),
         (lambda x: torch.conv1d(x.mT, torch.rand(8, 8, 1)), "convolution"),
-        (lambda x: x.relu() + x.roll(1, -1) + x.roll(2, -1), "more than two projections"),
+        (lambda x: x.relu() + x.roll(1, -1) + x.roll(2, -1), "meet in each hidden channel"),
     ],
 )
 def test_ended_with_reason(function: Callable[[Tensor], Tensor], reason: str) -> None:

@@ -70,6 +70,26 @@ def test_other_uses_of_an_mlp_are_offered_only(body: Body) -> None:
     assert all("not added to hidden states" in miss.reason for miss in misses)
 
 
+class Excited(nn.Module):
+    """A convolutional layer whose only MLP weighs its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(D, D, 3, padding=1)
+        self.weigh = nn.Sequential(nn.Conv2d(D, 4, 1), nn.ReLU(), nn.Conv2d(4, D, 1), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return x * self.weigh(x.mean((2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(Excited(), Excited()), Excited()])
+def test_gates_are_offered_only_even_where_there_is_nothing_else(model: nn.Module) -> None:
+    found = find_mlps(model, (torch.zeros(2, D, 5, 5),))
+    assert found == []
+    assert {miss.block.parents for miss in found.near_misses if miss.block} == {4}
+
+
 @pytest.mark.parametrize(
     "body",
     [

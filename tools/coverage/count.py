@@ -57,6 +57,8 @@ PAIRS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("dense_h_to_4h",), "dense_4h_to_h"),
     (("intermediate_dense",), "output_dense"),
     (("intermediate.dense",), "output.dense"),
+    (("linear_up.linear",), "linear_down.linear"),
+    (("mlp.0.linear",), "mlp.1"),
     (("intermediate_query.dense",), "output_query.dense"),
     (("pwconv1",), "pwconv2"),
     (("conv1",), "conv2"),

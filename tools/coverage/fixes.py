@@ -22,6 +22,7 @@ from .samples import (
     ones,
     patch_positions,
     patches,
+    prompted,
     searched,
     series,
     tracking,
@@ -143,6 +144,12 @@ _SAM2_FRAMES = {
     "image_size": 256,
     "memory_attention_rope_feat_sizes": [16, 16],
 }
+_SAM3_FRAMES = {
+    "vision_config.backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+    "prompt_encoder_config.image_size": 56,
+    "image_size": 56,
+    "memory_attention_rope_feat_sizes": [4, 4],
+}
 _SAM_PROMPTS = {
     "vision_config.num_pos_feats": 32,
     "prompt_encoder_config.image_size": 64,
@@ -216,8 +223,33 @@ def _with_resnet(model_type: str) -> Fix:
     return Fix(make=lambda: AutoConfig.for_model(model_type, backbone_config=dict(backbone)))
 
 
+_LCNET = {
+    "model_type": "pp_lcnet_v4",
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    # As by default, but halving height and width from stage to stage.
+    "block_configs": [
+        [[3, 96, 96, 1, True]],
+        [[3, 96, 96, 2, False]],
+        [[3, 96, 192, 2, False], [3, 192, 192, 1, True]],
+        [[3, 192, 384, 2, False], [3, 384, 384, 1, True]],
+    ],
+}
+
+
 FIXES: dict[str, Fix] = {
     "align": Fix({"projection_dim": 640, "vision_config.depth_coefficient": 0.3}),
+    "apertus1p5": Fix(
+        {
+            "audio_config.codebook_size": 32,
+            "audio_config.codebook_dim": 64,
+            "audio_config.hidden_size": 64,
+            "vision_config.base_channels": 32,
+            "vision_config.codebook_size": 64,
+            "image_token_offset": 200,
+            "audio_token_offset": 264,
+        }
+    ),
+    "apertus1p5_vision_tokenizer": Fix({"base_channels": 32}),
     "autoformer": _SERIES,
     "bark": Fix(model="BarkSemanticModel", make=lambda: _of("bark", "BarkSemanticConfig")),
     "blip-2": Fix({"image_token_index": 250, "image_token_id": 250}),
@@ -540,6 +572,17 @@ FIXES: dict[str, Fix] = {
     "pp_doclayout_v2": Fix({"class_thresholds": [0.5] * 20, "class_order": list(range(20))}),
     "pp_formulanet": Fix({"vision_config.output_channels": 256}),
     "pp_formulanet_vision": Fix({"output_channels": 256}),
+    "pp_ocrv5_mobile_rec": Fix(
+        model="PPOCRV5MobileRecForTextRecognition",
+        inputs=lambda c: {"pixel_values": torch.randn(2, 3, 96, 320)},
+    ),
+    "pp_ocrv5_server_rec": Fix(model="PPOCRV5ServerRecForTextRecognition"),
+    "pp_ocrv6_small_det": Fix(
+        {"layer_list_out_channels": [96, 96, 192, 384]},
+        make=lambda: AutoConfig.for_model("pp_ocrv6_small_det", backbone_config=_LCNET),
+    ),
+    "pp_ocrv6_small_rec": Fix(model="PPOCRV6SmallRecForTextRecognition"),
+    "pp_ocrv6_tiny_rec": Fix(model="PPOCRV6TinyRecForTextRecognition"),
     "pvt": Fix({"num_encoder_blocks": 4}),
     "qwen2_5_omni": _part("qwen2_5_omni_thinker", "Qwen2_5OmniThinkerForConditionalGeneration"),
     "qwen2_5_omni_audio_encoder": _LENGTHS,
@@ -643,13 +686,21 @@ FIXES: dict[str, Fix] = {
         }
     ),
     "sam3_tracker_video": Fix(
-        {
-            "vision_config.backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
-            "prompt_encoder_config.image_size": 56,
-            "image_size": 56,
-            "memory_attention_rope_feat_sizes": [4, 4],
-        },
+        _SAM3_FRAMES,
         inputs=tracking("sam3_tracker_video", "Sam3TrackerVideoInferenceSession", 56, 16, 1),
+    ),
+    # Every detection counts, as the weights are random.
+    "sam3_video": Fix(
+        {
+            **{f"tracker_config.{name}": value for name, value in _SAM3_FRAMES.items()},
+            "low_res_mask_size": 16,
+            "score_threshold_detection": 0.0,
+            "new_det_thresh": 0.0,
+            "det_nms_thresh": 0.0,
+            "fill_hole_area": 0,
+            "max_num_objects": 4,
+        },
+        inputs=prompted,
     ),
     "sam_hq": Fix(_SAM_PROMPTS),
     "seggpt": Fix(

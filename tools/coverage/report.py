@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -72,19 +72,29 @@ failure.
 This page and [the details of every type](coverage.json) are written by
 
 ```bash
-python -m tools.coverage run --steps all --jobs 2 --limit 120 --out build/coverage.jsonl
+python -m tools.coverage run --steps all --jobs 2 --limit 240 --out build/coverage.jsonl
 python -m tools.coverage report build/coverage.jsonl
 ```
 """
 
 
-def write(records: list[Record], folder: Path) -> None:
-    """Writes both files."""
-    records = sorted(records, key=lambda record: record["type"].lower())
+def write(records: list[Record], folder: Path, also: Sequence[list[Record]] = ()) -> None:
+    """Writes both files.
+
+    Args:
+        records: Of the sweep that the files are about.
+        folder: Where they go.
+        also: Records of sweeps with other versions of transformers, for a section each.
+    """
+    records = _sorted(records)
     lines = ",\n".join(json.dumps(_kept(record)) for record in records)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "coverage.json").write_text(f"[\n{lines}\n]\n")
-    (folder / "coverage.md").write_text(page(records))
+    (folder / "coverage.md").write_text(page(records, also))
+
+
+def _sorted(records: list[Record]) -> list[Record]:
+    return sorted(records, key=lambda record: record["type"].lower())
 
 
 def _kept(record: Record) -> Record:
@@ -107,21 +117,49 @@ def _numberless(value: Any) -> Any:
     return [_numberless(item) for item in value] if isinstance(value, list) else value
 
 
-def page(records: list[Record]) -> str:
-    """The Markdown page."""
+def page(records: list[Record], also: Sequence[list[Record]] = ()) -> str:
+    """The Markdown page; see `write`."""
     try:
         timm = f"timm {version('timm')}"
     except PackageNotFoundError:
         timm = "without timm"
     head = HEAD.format(
-        transformers=version("transformers"),
+        transformers=_transformers(records),
         torch=version("torch").partition("+")[0],
         timm=timm,
         layouts=" and ".join(f"`{layout}`" for layout in LAYOUTS),
         tolerance=TOLERANCE,
     )
-    sections = [head, _summary(records), _kinds(records), _grouped(records), _table(records)]
-    return "\n".join(sections)
+    others = [_also(records, _sorted(other)) for other in also]
+    tables = [_kinds(records), _grouped(records), _table(records)]
+    return "\n".join([head, _summary(records), *others, *tables])
+
+
+def _transformers(records: list[Record]) -> str:
+    """The version that was swept; old records do not say."""
+    versions = {record["transformers"] for record in records if "transformers" in record}
+    if len(versions) > 1:
+        raise ValueError(f"The records are of several versions of transformers: {versions}.")
+    return versions.pop() if versions else version("transformers")
+
+
+def _also(records: list[Record], others: list[Record]) -> str:
+    """What another version of transformers gave, and where it differs."""
+    here, there = _transformers(records), _transformers(others)
+    known = {record["type"]: record["status"] for record in records}
+    counts = Counter(record["status"] for record in others)
+    changed = [
+        (record["type"], known.get(record["type"], "unknown"), record["status"], _remark(record))
+        for record in others
+        if known.get(record["type"]) != record["status"]
+    ]
+    told = ", ".join(f"{counts[status]} {status}" for status in ORDER if counts[status])
+    lines = [f"## Also on transformers {there}\n", f"{len(others)} types: {told}."]
+    if changed:
+        lines += ["What differs:\n", *_rows(("type", here, there, "remark"), changed)]
+    else:
+        lines.append(f"Nothing differs from {here}.")
+    return "\n".join([*lines, ""])
 
 
 def _summary(records: list[Record]) -> str:

@@ -116,6 +116,20 @@ def tracking(module: str, name: str, side: int, *memory: int) -> Callable[[Any],
     return make
 
 
+def prompted(config: Any) -> Inputs:
+    """A video session with one prompt: what follows detects in the first frame."""
+    module = import_module("transformers.models.sam3_video.modeling_sam3_video")
+    side = config.tracker_config.image_size
+    frames = torch.randn(2, 3, side, side)
+    session = module.Sam3VideoInferenceSession(
+        frames, side, side, *[frames.device] * 3, frames.dtype
+    )
+    prompt = session.add_prompt("a word")
+    session.prompt_input_ids[prompt] = ids(1, 6)
+    session.prompt_attention_masks[prompt] = ones(1, 6)
+    return {"inference_session": session, "frame_idx": 0}
+
+
 def searched(config: Any) -> Inputs:
     """Images, the two classes to look for in each, and the words of the task."""
     side = config.image_size

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
@@ -40,7 +41,13 @@ class StepError(Exception):
 def check_type(model_type: str, steps: str = "all") -> Record:
     """Runs the checks of one type, up to discovery (`find`) or all of them (`all`)."""
     started = time.perf_counter()
-    record: Record = {"type": model_type, "status": "pass", "step": "build", "error": None}
+    record: Record = {
+        "type": model_type,
+        "transformers": transformers.__version__,
+        "status": "pass",
+        "step": "build",
+        "error": None,
+    }
     try:
         _check(record, model_type, steps)
     except Exception as failure:
