@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .errors import BudgetError, ConfigError
@@ -146,13 +147,30 @@ def audit(model: nn.Module, *, strict: bool = False) -> AuditReport:
         by_block[layer.spec.name][name] = layer
     if not by_block:
         raise ConfigError("The model has no widened block; fpe_hf.widen makes them.")
-    breaches: list[str] = []
-    blocks = tuple(_audit_block(layers, breaches) for layers in by_block.values())
-    report = AuditReport(blocks, _total(blocks), tuple(breaches))
+    report = join_reports(map(audit_block, by_block.values()))
     return report.raise_for_breach() if strict else report
 
 
-def _audit_block(layers: dict[str, FPELayer], breaches: list[str]) -> BlockAudit:
+def audit_block(layers: Mapping[str, FPELayer]) -> AuditReport:
+    """The audit of a single block.
+
+    Args:
+        layers: Its layers by dotted name.
+    """
+    breaches: list[str] = []
+    blocks = (_audit_block(layers, breaches),)
+    return AuditReport(blocks, _total(blocks), tuple(breaches))
+
+
+def join_reports(reports: Iterable[AuditReport]) -> AuditReport:
+    """One report of the blocks in several, in order."""
+    reports = list(reports)
+    blocks = tuple(block for report in reports for block in report.blocks)
+    breaches = tuple(breach for report in reports for breach in report.breaches)
+    return AuditReport(blocks, _total(blocks), breaches)
+
+
+def _audit_block(layers: Mapping[str, FPELayer], breaches: list[str]) -> BlockAudit:
     spec = next(iter(layers.values())).spec
     ups = [layer for layer in layers.values() if isinstance(layer, UpLayer)]
     downs = [layer for layer in layers.values() if isinstance(layer, DownLayer)]
@@ -200,9 +218,9 @@ def _cover(ups: list[UpLayer]) -> tuple[bool, float]:
     """Whether children's inputs are disjoint, and the share of inputs covered."""
     disjoint, covered = True, 0.0
     for up in ups:
-        readers = up.children_mask().sum(0)
+        readers = up.children_mask().sum(0, dtype=torch.int16)  # up to 256, and a block is large
         disjoint &= int(readers.max()) <= 1
-        covered += float((readers > 0).double().mean()) / len(ups)
+        covered += int(readers.count_nonzero()) / readers.numel() / len(ups)
     return disjoint, covered
 
 

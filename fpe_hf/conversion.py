@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, overload
 
 from torch import nn
@@ -82,13 +82,10 @@ def widen(
 
         model = load_model(model_or_id)
     plans = plan_blocks(model, config, example_inputs)
-    exact = all(_starts_exact(plan.spec) for _, plan in plans)
+    specs = [plan.spec for _, plan in plans]
     apply_plans(model, plans, config)
-    if getattr(model, "name_or_path", "") and not exact:
-        logger.warning(
-            "The outputs of this pretrained model change until it is trained further; "
-            'for an exact start use coupling=1.0, fan_out="partition".'
-        )
+    if getattr(model, "name_or_path", ""):
+        warn_unless_exact(specs)
     return model
 
 
@@ -113,7 +110,7 @@ def plan_blocks(
         TargetError: See `widen`.
         PlanError: See `widen`.
     """
-    _check_fresh(model)
+    check_fresh(model)
     selected = select_blocks(find_mlps(model, example_inputs), config)
     return [
         (block, plan_block(block, take_weights(model, block), own))
@@ -136,11 +133,12 @@ def apply_plans(model: nn.Module, plans: Plans, config: FPEConfig) -> None:
     plans.reverse()
     while plans:
         block, plan = plans.pop()
-        _replace_block(model, block, plan)
-    _record(model, config, specs)
+        replace_block(model, block, plan)
+    record_plan(model, config, specs)
 
 
-def _check_fresh(model: nn.Module) -> None:
+def check_fresh(model: nn.Module) -> None:
+    """Raises `ConfigError` if a model is widened already, or quantized."""
     if next(fpe_layers(model), None) is not None:
         raise ConfigError("The model is already widened; start again from its dense parent.")
     quantization = getattr(getattr(model, "config", None), "quantization_config", None)
@@ -150,14 +148,15 @@ def _check_fresh(model: nn.Module) -> None:
         )
 
 
-def _replace_block(model: nn.Module, block: MLPBlock, plan: BlockPlan) -> None:
+def replace_block(model: nn.Module, block: MLPBlock, plan: BlockPlan) -> None:
+    """Puts the widened layers of one block in place."""
     names = {name: name for name in (*block.ups, block.down)}
     stocks = stocks_of(model, plan.spec, names)
     layers = build_layers(plan, take_weights(model, block), stocks)
     put_layers(model, plan.spec, layers, names)
 
 
-def _record(model: Any, config: FPEConfig, specs: list[BlockSpec]) -> None:
+def record_plan(model: Any, config: FPEConfig, specs: list[BlockSpec]) -> None:
     """Writes the plan where `save_pretrained` will find it."""
     if has_config(model):
         from .checkpoint.quantizer import FPEQuantizationConfig, keep_names
@@ -172,6 +171,15 @@ def _record(model: Any, config: FPEConfig, specs: list[BlockSpec]) -> None:
             "as %r. To save that one by itself, as sentence-transformers does, widen it alone.",
             type(model).__name__,
             inner,
+        )
+
+
+def warn_unless_exact(specs: Iterable[BlockSpec]) -> None:
+    """Says that a pretrained model computes something else once it has these blocks."""
+    if not all(map(_starts_exact, specs)):
+        logger.warning(
+            "The outputs of this pretrained model change until it is trained further; "
+            'for an exact start use coupling=1.0, fan_out="partition".'
         )
 
 

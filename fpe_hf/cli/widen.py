@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..config import BIASES, FAN_OUTS, LAYOUTS, FPEConfig
+from ..config import AUTO, BIASES, FAN_OUTS, LAYOUTS, FPEConfig
 from ..errors import ConfigError
 from .folders import check_place, copy_companions, new_folder
 from .tables import print_audit
 
-_SIZE_HELP = "Largest weight file, such as 5GB. [default: transformers' choice]"
+if TYPE_CHECKING:
+    from ..checkpoint.streaming import WidenedCheckpoint
+
+_SIZE_HELP = "Largest weight file, such as 5GB: one is held in memory. [default: 1GB]"
 
 
 def _field(name: str, help: str, metavar: str | None = None) -> Any:
@@ -49,7 +53,8 @@ def widen(
         str | None, _field("fan_out", "How outgoing weights are divided.", "|".join(FAN_OUTS))
     ] = None,
     layout: Annotated[
-        str | None, _field("layout", "How weights are stored and computed.", "|".join(LAYOUTS))
+        str | None,
+        _field("layout", "How weights are stored and computed.", "|".join((*LAYOUTS, AUTO))),
     ] = None,
     tile_size: Annotated[
         int | None, _field("tile_size", "Parents per tile, for --layout block. [default: all]")
@@ -113,18 +118,32 @@ def widen(
     wanted = _configuration(
         config, {name: value for name, value in fields.items() if value is not None}
     )
-    saving = {} if max_shard_size is None else {"max_shard_size": _size(max_shard_size)}
+    options: dict[str, Any] = {"dtype": dtype, "revision": revision}
+    if max_shard_size is not None:
+        options["max_shard_size"] = _size(max_shard_size)
     with new_folder(out, overwrite=overwrite, source=model) as folder:
-        from ..auditing import audit
-        from ..checkpoint.loading import load_model
-        from ..conversion import widen as widen_model
-
-        widened = widen_model(load_model(model, dtype=dtype, revision=revision), wanted)
-        report = audit(widened, strict=True)
-        widened.save_pretrained(folder, **saving)
+        written = _widen(model, folder, wanted, options)
         copy_companions(model, folder, revision)
-    print_audit(report)
-    typer.echo(f"Saved the widened {type(widened).__name__} to {out}")
+    print_audit(written.report)
+    typer.echo(f"Saved the widened {written.model_class} to {out}")
+
+
+def _widen(
+    model: str, folder: Path, config: FPEConfig, options: dict[str, Any]
+) -> WidenedCheckpoint:
+    """Widens block by block; as a whole where that is the only way."""
+    from ..checkpoint.stock import NotStreamableError
+    from ..checkpoint.streaming import widen_checkpoint, widen_in_memory
+
+    try:
+        return widen_checkpoint(model, folder, config, **options)
+    except NotStreamableError as reason:
+        logging.getLogger("fpe_hf").warning(
+            "%s is loaded as a whole, which takes the memory of all its weights: %s.", model, reason
+        )
+    for file in folder.iterdir():
+        file.unlink()
+    return widen_in_memory(model, folder, config, **options)
 
 
 def _configuration(file: Path | None, fields: dict[str, Any]) -> FPEConfig:

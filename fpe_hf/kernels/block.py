@@ -218,132 +218,154 @@ def couple(sums: Tensor, coupling: Tensor | float) -> Tensor:
     return sums + coupling * (total - sums)
 
 
-def couplings(
-    spec: BlockSpec, part: Part, coupling: Tensor | None, dtype: torch.dtype
-) -> Tensor | float:
-    """The coupling of a part: a number, or `[tiles, 1, sources, parents, 1]`.
+class UpPart:
+    """What an up projection holds for a part, as views, or the gradients of that.
 
     Args:
         spec: The block.
         part: Which children.
-        coupling: The trainable coupling of the whole projection, flat, or `None`.
-        dtype: Of the result.
+        inputs: Index of the projection `[all tiles, inputs]`.
+        weight: Its weights, flat, or `None` where their gradient is not wanted.
+        bias: Its bias, flat, or `None`.
+        coupling: Its trainable coupling, flat, or `None`.
+
+    Attributes:
+        index: Inputs of the part, flat.
+        runs: Its matrices.
+        bias: Its biases `[tiles, children or 1, sources, parents, 1]` or `None`.
+        coupling: Its coupling: a number, or `[tiles, 1, sources, parents, 1]`.
     """
-    return spec.coupling if coupling is None else per_parent(spec, part, coupling.to(dtype))
+
+    def __init__(
+        self,
+        spec: BlockSpec,
+        part: Part,
+        inputs: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        coupling: Tensor | None,
+    ) -> None:
+        self.part = part
+        self.sources = spec.sources_per_up
+        self.index = part.index(inputs, spec.child_inputs).flatten().int()
+        self.runs = [] if weight is None else list(up_matrices(spec, part, weight))
+        spread = _per_parent if spec.bias == "shared" else _per_child
+        self.bias = None if bias is None else spread(spec, part, bias)
+        mu = spec.coupling if coupling is None else _per_parent(spec, part, coupling)
+        self.coupling: Tensor | float = mu
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """What the children read, `[tiles, inputs, tokens]`, of `[in_features, tokens]`."""
+        found: Tensor = rows.index_select(0, self.index).unflatten(0, (self.part.count, -1))
+        return found
+
+    def sums(self, rows: Tensor) -> Tensor:
+        """Partial sums `[tiles, children, sources, parents, tokens]` of `[in_features, tokens]`."""
+        gathered = self.gather(rows)
+        found = [multiply(run.matrices, run.rows(gathered)) for run in self.runs]
+        sums: Tensor = joined(found).unflatten(2, (self.sources, self.part.parents))
+        return sums
+
+    def couple(self, sums: Tensor) -> Tensor:
+        """Coupled partial sums; only one child if the children are equal."""
+        mu = self.coupling
+        return couple(sums, mu.to(sums.dtype) if isinstance(mu, Tensor) else mu)
+
+    def add_bias(self, sums: Tensor, reuse: bool = False) -> Tensor:
+        """Adds the biases.
+
+        Args:
+            sums: Coupled partial sums.
+            reuse: Whether they may be overwritten.
+        """
+        if self.bias is None:
+            return sums
+        bias = self.bias.to(sums.dtype)
+        if reuse and bias.shape[1] <= sums.shape[1]:
+            return sums.add_(bias)
+        return sums + bias  # equal children may differ in their biases
 
 
-def biases(spec: BlockSpec, part: Part, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """The biases of a part `[tiles, children or 1, sources, parents, 1]`.
+class DownPart:
+    """What a down projection holds for a part, as views, or the gradients of that.
 
     Args:
         spec: The block.
         part: Which children.
-        bias: Of the whole projection, flat.
-        dtype: Of the result.
+        outputs: Index of the projection `[all tiles, outputs]`, or `None`: all, in order.
+        weight: Its weights, flat, or `None` where their gradient is not wanted.
+
+    Attributes:
+        index: Outputs that the children write `[tiles, outputs]`, or `None`.
+        runs: Its matrices.
     """
-    spread = per_parent if spec.bias == "shared" else per_child
-    return spread(spec, part, bias.to(dtype))
+
+    def __init__(
+        self, spec: BlockSpec, part: Part, outputs: Tensor | None, weight: Tensor | None
+    ) -> None:
+        self.part = part
+        self.replicated = spec.fan_out == "replicate"
+        self.runs = [] if weight is None else list(down_matrices(spec, part, weight))
+        self.index: Tensor | None = None
+        if outputs is not None:
+            tiles = slice(part.first, part.first + part.count)
+            own = outputs[tiles] if self.replicated else part.index(outputs, spec.child_outputs)
+            self.index = own.int()
+
+    def side_by_side(self, hidden: Tensor) -> Tensor:
+        """Hidden activations `[tiles, children, parents, tokens]` as the matrices meet them.
+
+        One child may stand for all. With a replicated fan-out the result is
+        `[tiles, 1, children * parents, tokens]`.
+        """
+        hidden = hidden.expand(-1, self.part.children, -1, -1)
+        return hidden.flatten(1, 2).unsqueeze(1) if self.replicated else hidden
+
+    def write_(self, total: Tensor, met: Tensor) -> None:
+        """Adds to the outputs.
+
+        Args:
+            total: `[out_features, tokens]`.
+            met: Hidden activations, see `side_by_side`.
+        """
+        rows = joined([multiply(r.matrices, r.hidden(met)).flatten(1, 2) for r in self.runs])
+        if self.index is None:
+            total.add_(rows[0] if len(rows) == 1 else rows.sum(0))
+        elif not rows.is_cpu:
+            for own, wrote in zip(self.index, rows, strict=True):  # no atomic additions
+                total.index_add_(0, own, wrote)
+        elif not torch.compiler.is_compiling() and rows.shape[2] == 1:
+            # Rows of one are slow.
+            total.squeeze(1).index_add_(0, self.index.flatten(), rows.flatten())
+        else:
+            total.index_add_(0, self.index.flatten(), rows.flatten(0, 1))
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """What the children write, `[tiles, outputs, tokens]`, of `[out_features, tokens]`."""
+        if self.index is None:
+            return rows.unsqueeze(0).expand(self.part.count, -1, -1)
+        found: Tensor = rows.index_select(0, self.index.flatten()).unflatten(0, self.index.shape)
+        return found
 
 
-def per_parent(spec: BlockSpec, part: Part, values: Tensor) -> Tensor:
-    """Numbers per parent, flat, for the tiles of a part: `[tiles, 1, sources, parents, 1]`,
-    a view."""
+def _per_parent(spec: BlockSpec, part: Part, values: Tensor) -> Tensor:
+    """Numbers per parent, flat, for the tiles of a part: `[tiles, 1, sources, parents, 1]`."""
     own = values.view(spec.sources_per_up, 1, -1)[..., part.rows]
     apart: Tensor = own.unflatten(2, (part.count, part.parents))
     return apart.permute(2, 1, 0, 3).unsqueeze(-1)
 
 
-def per_child(spec: BlockSpec, part: Part, values: Tensor) -> Tensor:
-    """Numbers per child, flat, for a part: `[tiles, children, sources, parents, 1]`, a view."""
+def _per_child(spec: BlockSpec, part: Part, values: Tensor) -> Tensor:
+    """Numbers per child, flat, for a part: `[tiles, children, sources, parents, 1]`."""
     rows = slice(spec.alpha * part.rows.start, spec.alpha * part.rows.stop)
     tiles = values.view(spec.sources_per_up, -1)[:, rows]
     apart: Tensor = tiles.unflatten(1, (part.count, spec.alpha, part.parents))
     return apart.narrow(2, part.child, part.children).permute(1, 2, 0, 3).unsqueeze(-1)
 
 
-def gather(rows: Tensor, index: Tensor) -> Tensor:
-    """Rows `[n, tokens]` by an index `[tiles, k]` of any integer dtype: `[tiles, k, tokens]`."""
-    found: Tensor = rows.index_select(0, index.flatten().int()).unflatten(0, index.shape)
-    return found
-
-
-def partial_sums(
-    spec: BlockSpec, part: Part, weight: Tensor, inputs: Tensor, rows: Tensor
-) -> Tensor:
-    """What children make of their inputs: `[tiles, children, sources, parents, tokens]`.
-
-    Args:
-        spec: The block.
-        part: Which children.
-        weight: The up projection's weights.
-        inputs: Its index `[all tiles, inputs]`.
-        rows: `[in_features, tokens]`.
-    """
-    gathered = gather(rows, part.index(inputs, spec.child_inputs))
-    found = [multiply(run.matrices, run.rows(gathered)) for run in up_matrices(spec, part, weight)]
-    sums: Tensor = joined(found).unflatten(2, (spec.sources_per_up, part.parents))
-    return sums
-
-
 def joined(parts: Sequence[Tensor]) -> Tensor:
     """Tensors `[tiles, n, ...]`, one after the other along `n`."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
-
-
-def side_by_side(spec: BlockSpec, part: Part, hidden: Tensor) -> Tensor:
-    """Hidden activations as the down projection's matrices meet them.
-
-    Args:
-        spec: The block.
-        part: Which children.
-        hidden: `[tiles, children, parents, tokens]`; one child if they are equal.
-
-    Returns:
-        The same; with a replicated fan-out `[tiles, 1, children * parents, tokens]`.
-    """
-    hidden = hidden.expand(-1, part.children, -1, -1)
-    return hidden.flatten(1, 2).unsqueeze(1) if spec.fan_out == "replicate" else hidden
-
-
-def written(spec: BlockSpec, part: Part, weight: Tensor, hidden: Tensor) -> Tensor:
-    """What children write: `[tiles, outputs of the part, tokens]`.
-
-    Args:
-        spec: The block.
-        part: Which children.
-        weight: The down projection's weights.
-        hidden: See `side_by_side`, which made it.
-    """
-    found = [
-        multiply(run.matrices, run.hidden(hidden)).flatten(1, 2)
-        for run in down_matrices(spec, part, weight)
-    ]
-    return joined(found)
-
-
-def output_index(spec: BlockSpec, part: Part, outputs: Tensor) -> Tensor:
-    """The outputs `[tiles, outputs of the part]` that children write."""
-    if spec.fan_out == "replicate":
-        return outputs[part.first : part.first + part.count]
-    return part.index(outputs, spec.child_outputs)
-
-
-def scatter_(
-    total: Tensor, spec: BlockSpec, part: Part, outputs: Tensor | None, rows: Tensor
-) -> Tensor:
-    """Adds what children wrote, `[tiles, outputs of the part, tokens]`, to `[outputs, tokens]`."""
-    if outputs is None:
-        return total.add_(rows[0] if len(rows) == 1 else rows.sum(0))
-    index = output_index(spec, part, outputs).int()
-    if rows.is_cpu:
-        rows = rows.flatten(0, 1)
-        if not torch.compiler.is_compiling() and rows.shape[1] == 1:  # much quicker than rows of one
-            total.squeeze(1).index_add_(0, index.flatten(), rows.squeeze(1))
-            return total
-        return total.index_add_(0, index.flatten(), rows)
-    for own, wrote in zip(index, rows, strict=True):  # tile by tile: no atomic additions
-        total.index_add_(0, own, wrote)
-    return total
 
 
 def project_up(
@@ -372,16 +394,14 @@ def project_up(
     rows = x.reshape(-1, spec.in_features).t()
     made = []
     for part in parts:
-        sums = partial_sums(spec, part, weight, inputs, rows)
-        own = couple(sums, couplings(spec, part, coupling, sums.dtype))
-        if bias is not None:
-            own = own + biases(spec, part, bias, sums.dtype)
-        made.append(own.expand_as(sums))
+        own = UpPart(spec, part, inputs, weight, bias, coupling)
+        sums = own.sums(rows)
+        made.append(own.add_bias(own.couple(sums)).expand_as(sums))
     # [tokens, sources, hidden] or, interleaved, [tokens, hidden, sources]
     if spec.fused == "interleaved":
-        flat = [own.permute(4, 0, 1, 3, 2).flatten(1, 3) for own in made]
+        flat = [pre.permute(4, 0, 1, 3, 2).flatten(1, 3) for pre in made]
     else:
-        flat = [own.permute(4, 2, 0, 1, 3).flatten(2) for own in made]
+        flat = [pre.permute(4, 2, 0, 1, 3).flatten(2) for pre in made]
     axis = 1 if spec.fused == "interleaved" else 2
     hidden = (flat[0] if len(flat) == 1 else torch.cat(flat, axis)).flatten(1)
     return hidden.reshape(*x.shape[:-1], spec.sources_per_up * spec.hidden)
@@ -411,12 +431,19 @@ def project_down(
     columns = hidden.reshape(-1, spec.hidden).t()
     total: Tensor | None = None
     for part in parts:
+        down = DownPart(spec, part, outputs, weight)
         own = columns[spec.alpha * part.rows.start : spec.alpha * part.rows.stop]
         own = own.unflatten(0, (part.count, spec.alpha, part.parents))
-        rows = written(spec, part, weight, side_by_side(spec, part, own))
         if total is None:
-            total = rows.new_zeros(spec.out_features, rows.shape[-1])
-        scatter_(total, spec, part, outputs, rows)
+            total = _zeros(spec, weight, columns)
+        down.write_(total, down.side_by_side(own))
     assert total is not None
     result = total.t().reshape(*hidden.shape[:-1], spec.out_features)
     return result if bias is None else result + bias.to(result.dtype)
+
+
+def _zeros(spec: BlockSpec, weight: Tensor, columns: Tensor) -> Tensor:
+    """Outputs `[out_features, tokens]` to add to, of the dtype that products have."""
+    kind = columns.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    return columns.new_zeros(spec.out_features, columns.shape[1], dtype=dtype)

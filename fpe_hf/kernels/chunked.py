@@ -17,28 +17,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..planning import BlockSpec
-from .block import (
-    Part,
-    biases,
-    couple,
-    couplings,
-    down_matrices,
-    gather,
-    is_coupled,
-    joined,
-    multiply,
-    output_index,
-    partial_sums,
-    per_parent,
-    scatter_,
-    side_by_side,
-    small_parts,
-    up_matrices,
-    written,
-)
+from .block import DownPart, Part, UpPart, is_coupled, joined, multiply, small_parts
 from .pointwise import Node, Source, evaluate
 
-CHUNK_TOKENS = 256
+CHUNK_TOKENS = 512
 """Tokens at a time. With many fewer, the matrices' way into the cache costs too much."""
 
 PART_BYTES = 2 << 20
@@ -65,10 +47,30 @@ class Expression:
     ups: int
     keep: bool
 
-    def hidden(self, pre: Sequence[Tensor]) -> Tensor:
-        """Hidden activations `[tiles, children, parents, tokens]` from the pre-activations of each
-        up projection `[tiles, children, sources, parents, tokens]`."""
-        return evaluate(self.node, [pre[up][:, :, s] for up, s in self.places], self.order)
+    def apart(self, pre: Sequence[Tensor]) -> list[Tensor]:
+        """The values of the sources `[tiles, children, parents, tokens]`, views of the
+        pre-activations of each up projection `[tiles, children, sources, parents, tokens]`."""
+        return [pre[up].select(2, source) for up, source in self.places]
+
+    def together(self, values: Sequence[Tensor], number: int) -> Tensor:
+        """The reverse of `apart`, for one up projection, new where it must be.
+
+        Args:
+            values: Of each source.
+            number: Which up projection.
+        """
+        own = {s: value for (up, s), value in zip(self.places, values, strict=True) if up == number}
+        count = self.spec.sources_per_up
+        if count == 1:
+            return own[0].unsqueeze(2)
+        some = next(iter(own.values()))
+        return torch.stack(
+            [own[s] if s in own else torch.zeros_like(some) for s in range(count)], 2
+        )
+
+    def hidden(self, values: Sequence[Tensor]) -> Tensor:
+        """Hidden activations `[tiles, children, parents, tokens]` from the values of the sources."""
+        return evaluate(self.node, values, self.order)
 
 
 class Schedule:
@@ -119,7 +121,7 @@ class ChunkedMLP(torch.autograd.Function):
                 pre = [up.finish_(part, own) for up, own in zip(ups, sums, strict=True)]
                 if expression.keep:
                     kept += sums
-                down.write_(total, part, expression.hidden(pre))
+                down.write_(total, part, expression.hidden(expression.apart(pre)))
             result[chunk] = total.t()
         if down.bias is not None:
             result += down.bias
@@ -148,8 +150,8 @@ def _back(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         made = torch.empty_like if place in weights else torch.zeros_like
         grads.append(made(tensor) if wanted else None)
     ups, down = _projections(expression, tensors, grads)
-    for number, chunk in enumerate(ctx.schedule.chunks):
-        added_to = number > 0
+    for turn, chunk in enumerate(ctx.schedule.chunks):
+        added_to = turn > 0
         upstream = gradient[chunk].t().contiguous()
         for part in ctx.schedule.parts:
             if expression.keep:
@@ -161,12 +163,12 @@ def _back(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
                 pre = [up.finish_(part, own) for up, own in zip(ups, sums, strict=True)]
             # What is cheap, and different from model to model, is left to autograd.
             with torch.enable_grad():
-                leaves = [own.detach().requires_grad_() for own in pre]
+                leaves = [own.detach().requires_grad_() for own in expression.apart(pre)]
                 hidden = expression.hidden(leaves)
             to_hidden = down.back(part, upstream, hidden.detach(), added_to)
-            to_pre = torch.autograd.grad(hidden, leaves, to_hidden.to(hidden.dtype))
-            for up, own, to_own in zip(ups, sums, to_pre, strict=True):
-                up.back(part, chunk, own, to_own, added_to)
+            to_values = torch.autograd.grad(hidden, leaves, to_hidden.to(hidden.dtype))
+            for number, (up, own) in enumerate(zip(ups, sums, strict=True)):
+                up.back(part, chunk, own, expression.together(to_values, number), added_to)
     if grads[-1] is not None:
         grads[-1] = gradient.sum(0)
     return (None, *grads)
@@ -191,26 +193,23 @@ class _Up:
     """An up projection, and where its gradients are summed up."""
 
     def __init__(self, spec: BlockSpec, tensors: Tensors, grads: Tensors) -> None:
-        rows, inputs, weight, self.bias, self.coupling = tensors
+        rows, inputs, weight, bias, coupling = tensors
         assert rows is not None
         assert inputs is not None
-        assert weight is not None
-        self.spec, self.rows, self.inputs, self.weight = spec, rows, inputs, weight
-        self.to_rows, _, self.to_weight, self.to_bias, self.to_coupling = grads
+        self.rows, self.bias = rows, bias
+        self.to_rows, _, *to_numbers = grads
+        inputs = inputs.int()
+        self._numbers = cache(lambda part: UpPart(spec, part, inputs, weight, bias, coupling))
+        self._grads = cache(lambda part: UpPart(spec, part, inputs, *to_numbers))
 
     def sums(self, part: Part, chunk: slice) -> Tensor:
         """Partial sums `[tiles, children, sources, parents, tokens]`."""
-        return partial_sums(self.spec, part, self.weight, self.inputs, self.rows[:, chunk])
+        return self._numbers(part).sums(self.rows[:, chunk])
 
     def finish_(self, part: Part, sums: Tensor) -> Tensor:
         """Pre-activations; they take the place of the partial sums if these are not coupled."""
-        pre = couple(sums, couplings(self.spec, part, self.coupling, sums.dtype))
-        if self.bias is None:
-            return pre
-        bias = biases(self.spec, part, self.bias, sums.dtype)
-        if bias.shape[1] > pre.shape[1]:  # equal but for their biases
-            return pre + bias
-        return pre.add_(bias)  # coupled, they are new already
+        numbers = self._numbers(part)
+        return numbers.add_bias(numbers.couple(sums), reuse=True)  # coupled, they are new
 
     def back(self, part: Part, chunk: slice, sums: Tensor, to_pre: Tensor, added_to: bool) -> None:
         """Adds to the gradients.
@@ -222,45 +221,38 @@ class _Up:
             to_pre: Gradient of the pre-activations.
             added_to: Whether the weights' gradient holds anything yet.
         """
-        spec = self.spec
-        if self.to_bias is not None:
-            own = biases(spec, part, self.to_bias, self.to_bias.dtype)
-            own += to_pre.sum_to_size(own.shape)
-        mu = couplings(spec, part, self.coupling, to_pre.dtype)
-        if self.to_coupling is not None:
+        numbers, grads = self._numbers(part), self._grads(part)
+        if grads.bias is not None:
+            grads.bias += to_pre.sum_to_size(grads.bias.shape)
+        if isinstance(grads.coupling, Tensor):
             others = sums.sum(1, keepdim=True) - sums
-            own = per_parent(spec, part, self.to_coupling)
-            own += (to_pre * others).sum_to_size(own.shape)
-        to_sums = couple(to_pre, mu)  # what is symmetric is its own transpose
+            grads.coupling += (to_pre * others).sum_to_size(grads.coupling.shape)
+        to_sums = numbers.couple(to_pre)  # what is symmetric is its own transpose
         to_sums = to_sums.expand(-1, part.children, -1, -1, -1).flatten(2, 3)
-        index = part.index(self.inputs, spec.child_inputs)
-        if self.to_weight is not None:
-            gathered = gather(self.rows[:, chunk], index)
-            for run in up_matrices(spec, part, self.to_weight):
+        if grads.runs:
+            gathered = numbers.gather(self.rows[:, chunk])
+            for run in grads.runs:
                 _add_products_(run.matrices, run.hidden(to_sums), run.rows(gathered), added_to)
         if self.to_rows is not None:
             parts = [
-                multiply(run.matrices.mT, run.hidden(to_sums)).flatten(1, 2)
-                for run in up_matrices(spec, part, self.weight)
+                multiply(run.matrices.mT, run.hidden(to_sums)).flatten(1, 2) for run in numbers.runs
             ]
-            rows = joined(parts).flatten(0, 1)
-            self.to_rows[:, chunk].index_add_(0, index.flatten().int(), rows)
+            self.to_rows[:, chunk].index_add_(0, numbers.index, joined(parts).flatten(0, 1))
 
 
 class _Down:
     """A down projection, and where its gradients are summed up."""
 
     def __init__(self, spec: BlockSpec, tensors: Tensors, grads: Tensors) -> None:
-        self.outputs, weight, self.bias = tensors
-        assert weight is not None
-        self.spec, self.weight = spec, weight
-        _, self.to_weight, _ = grads
+        outputs, weight, self.bias = tensors
+        _, to_weight, _ = grads
+        self._numbers = cache(lambda part: DownPart(spec, part, outputs, weight))
+        self._grads = cache(lambda part: DownPart(spec, part, outputs, to_weight))
 
     def write_(self, total: Tensor, part: Part, hidden: Tensor) -> None:
         """Adds what hidden activations `[tiles, children, parents, tokens]` make to the outputs."""
-        met = side_by_side(self.spec, part, hidden)
-        rows = written(self.spec, part, self.weight, met)
-        scatter_(total, self.spec, part, self.outputs, rows)
+        numbers = self._numbers(part)
+        numbers.write_(total, numbers.side_by_side(hidden))
 
     def back(self, part: Part, upstream: Tensor, hidden: Tensor, added_to: bool) -> Tensor:
         """The gradient of hidden activations; that of the weights is added up.
@@ -271,20 +263,15 @@ class _Down:
             hidden: Hidden activations `[tiles, children, parents, tokens]`.
             added_to: Whether the weights' gradient holds anything yet.
         """
-        spec = self.spec
-        to_rows = upstream.unsqueeze(0).expand(part.count, -1, -1)
-        if self.outputs is not None:
-            to_rows = gather(upstream, output_index(spec, part, self.outputs))
-        if self.to_weight is not None:
-            met = side_by_side(spec, part, hidden)
-            for run in down_matrices(spec, part, self.to_weight):
+        numbers, grads = self._numbers(part), self._grads(part)
+        to_rows = numbers.gather(upstream)
+        if grads.runs:
+            met = numbers.side_by_side(hidden)
+            for run in grads.runs:
                 _add_products_(run.matrices, run.rows(to_rows), run.hidden(met), added_to)
-        parts = [
-            multiply(run.matrices.mT, run.rows(to_rows))
-            for run in down_matrices(spec, part, self.weight)
-        ]
+        parts = [multiply(run.matrices.mT, run.rows(to_rows)) for run in numbers.runs]
         to_hidden = joined(parts)
-        if spec.fan_out == "replicate":
+        if numbers.replicated:
             to_hidden = to_hidden.squeeze(1).unflatten(1, (part.children, part.parents))
         return to_hidden.sum_to_size(hidden.shape)
 

@@ -54,7 +54,7 @@ def element_usable(x: Tensor, weight: Tensor, alpha: int) -> bool:
     """
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return False
-    return x.numel() <= FEW_TOKENS * x.shape[-1] and usable(x, weight, alpha)
+    return usable(x, weight, alpha) and x.numel() <= FEW_TOKENS * x.shape[-1]
 
 
 def up(

@@ -23,6 +23,12 @@ def draw_down_children(spec: BlockSpec) -> Tensor:
     return torch.from_numpy(children).t().contiguous()
 
 
+def draw_tile_inputs(spec: BlockSpec, tile: int) -> Tensor:
+    """Child that reads each input of a tile under the random split, uint8 `[inputs]`."""
+    seed = derive_seed(spec.seed, "up", str(tile))
+    return torch.from_numpy(hashed_children(seed, 1, spec.in_features, spec.alpha)[0])
+
+
 def draw_tile_outputs(spec: BlockSpec, tile: int) -> Tensor:
     """Child that writes each output of a tile under a partitioned fan-out, uint8 `[outputs]`."""
     seed = derive_seed(spec.seed, "down", str(tile))

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ..config import FPEConfig
+from ..config import AUTO, FPEConfig
 from ..discovery import MLPBlock
 from ..errors import PlanError
 from ..splits import RANDOM, derive_seed, divide
 from .budget import TileColumns, balanced, extra_numbers
-from .draw import draw_down_children, draw_tile_outputs, draw_up_children
+from .costs import options
+from .draw import draw_down_children, draw_tile_inputs, draw_tile_outputs, draw_up_children
+from .importance import mean_square, norm, of_inputs, of_outputs
 from .prune import keep_columns, keep_largest
 from .spec import BlockSpec
+
+logger = logging.getLogger("fpe_hf")
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,11 @@ def plan_block(block: MLPBlock, parent: ParentWeights, config: FPEConfig) -> Blo
     Raises:
         PlanError: The shapes or the weights forbid it.
     """
+    if config.layout == AUTO:
+        return _plan_fastest(block, parent, config)
     check_block(block, config)
     for tensor in parent.numbers:
-        if not bool(torch.isfinite(tensor).all()):
+        if not _is_finite(tensor):
             raise PlanError(
                 f"block {block.name!r} has weights that are not finite; "
                 "repair the checkpoint, or name the block in exclude."
@@ -91,6 +99,22 @@ def plan_block(block: MLPBlock, parent: ParentWeights, config: FPEConfig) -> Blo
     if config.layout == "element":
         return _plan_element(draft, parent, config)
     return _plan_block_layout(draft, parent, config)
+
+
+def _plan_fastest(block: MLPBlock, parent: ParentWeights, config: FPEConfig) -> BlockPlan:
+    """The plan in the fastest layout that the block and its split allow."""
+    *others, last = (own for _, own in options(block, config, parent.down.device.type))
+    for own in others:
+        try:
+            return plan_block(block, parent, own)
+        except PlanError as error:
+            logger.info("%s Trying the next fastest layout.", error)
+    return plan_block(block, parent, last)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # Extremes are NaN if any entry is; unlike isfinite(), they need no memory.
+    return not tensor.numel() or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
 
 
 def check_block(block: MLPBlock, config: FPEConfig) -> None:
@@ -112,9 +136,11 @@ def check_block(block: MLPBlock, config: FPEConfig) -> None:
 
 
 def _draft_spec(block: MLPBlock, parent: ParentWeights, config: FPEConfig) -> BlockSpec:
-    weights = sum(int(t.count_nonzero()) for t in (*parent.ups, parent.down))
+    matrices = (*parent.ups, parent.down)
     if config.layout == "block":
-        weights = sum(t.numel() for t in (*parent.ups, parent.down))
+        weights = sum(matrix.numel() for matrix in matrices)
+    else:
+        weights = sum(int(matrix.count_nonzero()) for matrix in matrices)
     biases = sum(t.numel() for t in (*parent.up_biases, parent.down_bias) if t is not None)
     return BlockSpec(
         name=block.name,
@@ -148,8 +174,7 @@ def _extra(spec: BlockSpec, config: FPEConfig) -> int:
 
 
 def _plan_element(draft: BlockSpec, parent: ParentWeights, config: FPEConfig) -> BlockPlan:
-    stacked = torch.cat([up.detach() for up in parent.ups])
-    children, assignment = _divide_inputs(draft, stacked)
+    children, assignment = _divide_inputs(draft, parent)
     copies = draft.alpha if draft.fan_out == "replicate" else 1
     up_masks, down_mask = _prune(draft, parent, copies, _extra(draft, config))
     up_keep = tuple(None if bool(mask.all()) else mask for mask in up_masks)
@@ -157,8 +182,8 @@ def _plan_element(draft: BlockSpec, parent: ParentWeights, config: FPEConfig) ->
     spec = replace(
         draft,
         assignment=assignment,
-        up_values=tuple(int(mask.sum()) for mask in up_masks),
-        down_values=copies * int(down_mask.sum()),
+        up_values=tuple(int(mask.count_nonzero()) for mask in up_masks),
+        down_values=copies * int(down_mask.count_nonzero()),
         up_pruned=tuple(mask is not None for mask in up_keep),
         down_pruned=down_keep is not None,
     )
@@ -190,13 +215,18 @@ def _prune(
         for masks, mask in zip(up_masks, kept_ups, strict=True):
             masks.append(mask)
         down_masks.append(kept_down)
-    return [torch.cat(masks, 1) for masks in up_masks], torch.cat(down_masks, 1)
+    return [_joined(masks) for masks in up_masks], _joined(down_masks)
 
 
-def _divide_inputs(spec: BlockSpec, weight: Tensor) -> tuple[Tensor, str]:
+def _joined(masks: list[Tensor]) -> Tensor:
+    return torch.cat(masks, 1) if len(masks) > 1 else masks[0]
+
+
+def _divide_inputs(spec: BlockSpec, parent: ParentWeights) -> tuple[Tensor, str]:
     """Child of each input, and how the layers will remember it."""
     if spec.split == RANDOM:
         return draw_up_children(spec), "hash"
+    weight = torch.cat([up.detach() for up in parent.ups])
     if spec.experts > 1:
         return _divide_by_expert(spec, weight), "codes"
     seed = derive_seed(spec.seed, "up")
@@ -215,8 +245,6 @@ def _divide_by_expert(spec: BlockSpec, weight: Tensor) -> Tensor:
 
 def _plan_block_layout(draft: BlockSpec, parent: ParentWeights, config: FPEConfig) -> BlockPlan:
     spec = replace(draft, tile_size=min(config.tile_size or draft.parents, draft.parents))
-    ups = torch.cat([up.detach() for up in parent.ups]).float()
-    down = parent.down.detach().float()
     extra = -(-_extra(spec, config) // spec.parents)
     columns = TileColumns(spec.sources, spec.in_features, spec.out_features, spec.alpha, extra)
     replicate = spec.fan_out == "replicate"
@@ -226,7 +254,7 @@ def _plan_block_layout(draft: BlockSpec, parent: ParentWeights, config: FPEConfi
     else:
         outputs = spec.out_features
         if not columns.keeps_fan_out:
-            outputs = _outputs_by_importance(spec, columns, ups, down)
+            outputs = _outputs_by_importance(spec, columns, parent)
         outputs_per_child = (outputs,) * spec.alpha
         kept_inputs = columns.inputs_beside(outputs, copies=spec.alpha)
     if kept_inputs < spec.alpha:
@@ -244,21 +272,28 @@ def _plan_block_layout(draft: BlockSpec, parent: ParentWeights, config: FPEConfi
     )
     plan = BlockPlan(spec=spec)
     for tile, (start, stop) in enumerate(spec.tiles):
-        tile_ups, tile_down = ups[:, start:stop], down[:, start:stop]
-        seed = derive_seed(spec.seed, "up", str(tile))
-        children = divide(spec.split, tile_ups, spec.alpha, seed=seed, shared=True)
+        ups = [up.detach()[:, start:stop] for up in parent.ups]
+        children = _divide_tile(spec, tile, ups)
         _check_balance(spec, children)
-        norms = tile_ups.flatten(0, 1).norm(dim=0).cpu()
+        norms = of_inputs(ups, norm)
         plan.inputs.append(keep_columns(norms, spec.child_inputs, children))
-        plan.outputs.append(_tile_outputs(spec, tile, tile_down))
+        plan.outputs.append(_tile_outputs(spec, tile, parent.down.detach()[:, start:stop]))
     return plan
+
+
+def _divide_tile(spec: BlockSpec, tile: int, ups: Sequence[Tensor]) -> Tensor:
+    """Child of each input of a tile, `[inputs]`."""
+    if spec.split == RANDOM:
+        return draw_tile_inputs(spec, tile)
+    seed = derive_seed(spec.seed, "up", str(tile))
+    return divide(spec.split, torch.cat(list(ups)), spec.alpha, seed=seed, shared=True)
 
 
 def _tile_outputs(spec: BlockSpec, tile: int, down: Tensor) -> list[Tensor]:
     """Outputs written by each child of a tile."""
     if spec.fan_out == "replicate":
         everything = torch.zeros(spec.out_features, dtype=torch.int64)
-        kept = keep_columns(down.norm(dim=1).cpu(), spec.child_outputs[:1], everything)[0]
+        kept = keep_columns(of_outputs(down, norm), spec.child_outputs[:1], everything)[0]
         return [kept] * spec.alpha
     children = draw_tile_outputs(spec, tile)
     return [(children == child).nonzero().squeeze(1) for child in range(spec.alpha)]
@@ -274,15 +309,16 @@ def _check_balance(spec: BlockSpec, children: Tensor) -> None:
         )
 
 
-def _outputs_by_importance(spec: BlockSpec, columns: TileColumns, ups: Tensor, down: Tensor) -> int:
+def _outputs_by_importance(spec: BlockSpec, columns: TileColumns, parent: ParentWeights) -> int:
     """Outputs each tile keeps when inputs and outputs compete by root-mean-square magnitude."""
     up_costs, down_costs = spec.sources, spec.alpha
     scores, costs = [], []
     for start, stop in spec.tiles:
-        scores.append(ups[:, start:stop].square().mean(dim=(0, 1)))
-        scores.append(down[:, start:stop].square().mean(dim=1))
+        ups = [up.detach()[:, start:stop] for up in parent.ups]
+        scores.append(of_inputs(ups, mean_square))
+        scores.append(of_outputs(parent.down.detach()[:, start:stop], mean_square))
         costs += [up_costs] * spec.in_features + [down_costs] * spec.out_features
-    order = torch.cat(scores).argsort(descending=True, stable=True).cpu()
+    order = torch.cat(scores).argsort(descending=True, stable=True)
     cost = torch.tensor(costs)[order]
     fits = cost.cumsum(0) <= columns.available * len(spec.tiles)
     is_output = cost.new_tensor(

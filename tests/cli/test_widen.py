@@ -141,7 +141,10 @@ def test_generation_settings_are_those_of_the_source(tmp_path: Path) -> None:
         (["--coupling", 1.5], "coupling=1.5 is out of range"),
         (["--coupling", "nan"], "coupling=nan is out of range"),
         (["--seed", -1], "seed=-1 is out of range"),
-        (["--layout", "blok"], "layout='blok' is not accepted; accepted: 'element', 'block'."),
+        (
+            ["--layout", "blok"],
+            "layout='blok' is not accepted; accepted: 'element', 'block', 'auto'.",
+        ),
         (["--split", "rndom"], "Did you mean 'random'?"),
         (["--fan-out", "none"], "fan_out='none' is not accepted"),
         (["--bias", "two"], "bias='two' is not accepted"),
@@ -208,6 +211,29 @@ def test_a_source_that_cannot_be_read_is_an_error(dense: Path, old: Path, tmp_pa
     assert_refused(fpe_hf("widen", source, "--out", old, "--overwrite"), WEIGHTS)
     (source / CONFIG).write_text("{")
     assert_refused(fpe_hf("widen", source, "--out", old, "--overwrite"), "config")
+
+
+def test_what_cannot_be_streamed_is_loaded_as_a_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_model("bert_masked_lm").save_pretrained(tmp_path / "dense")
+    config = json.loads((tmp_path / "dense" / CONFIG).read_text())
+    del config["architectures"]  # it becomes a BertModel, whose pooler is not in the files
+    (tmp_path / "dense" / CONFIG).write_text(json.dumps(config))
+    result = fpe_hf("widen", tmp_path / "dense", "--out", tmp_path / "out")
+    assert result.code == 0, result
+    assert result.out.endswith(f"Saved the widened BertModel to {tmp_path / 'out'}\n")
+    assert "is loaded as a whole, which takes the memory of all its weights" in caplog.text
+    assert "'pooler.dense.weight' is not in its files." in caplog.text
+    assert contents(tmp_path / "out").keys() == {CONFIG, WEIGHTS}
+    assert fpe_hf("validate", tmp_path / "out").code == 0
+
+
+def test_streaming_is_the_rule(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fpe_hf.checkpoint.streaming.widen_in_memory", None)
+    assert fpe_hf("widen", dense, "--out", tmp_path / "out").code == 0
 
 
 def test_an_interruption_while_saving_leaves_nothing(

@@ -162,3 +162,26 @@ def test_keep_columns_takes_the_largest_of_each_group(data: st.DataObject) -> No
         best = sorted(members, key=lambda place: (-norms[place], place))[:count]
         assert kept[group].tolist() == sorted(best)
         assert kept[group].dtype == torch.int64
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@given(seed=st.integers(0, 999), copies=st.integers(1, 5), share=st.floats(0.05, 1.0))
+def test_short_keys_keep_what_those_of_float32_keep(
+    dtype: torch.dtype, seed: int, copies: int, share: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weights = [torch.randn(size, 9, generator=generator).to(dtype) for size in (7, 5, 6)]
+    weights[seed % 3][::2] *= 0  # both zeros
+    *singles, groups = weights
+    keep = max(1, int(share * (sum(s.numel() for s in singles) + copies * groups.numel())))
+    short = keep_largest(singles, groups, copies, keep)
+    long = keep_largest([single.float() for single in singles], groups.float(), copies, keep)
+    assert all(map(torch.equal, short[0], long[0]))
+    assert torch.equal(short[1], long[1])
+
+
+def test_mixed_types_are_compared_as_float32() -> None:
+    halves = torch.tensor([1.0, 3.0], dtype=torch.float16)
+    masks, group_mask = keep_largest([halves], torch.tensor([2.0, 4.0]), 1, 2)
+    assert masks[0].tolist() == [False, True]
+    assert group_mask.tolist() == [False, True]
