@@ -13,8 +13,8 @@ def recompute_hidden(model: nn.Module, enabled: bool = True) -> int:
     """Has widened blocks make their hidden activations anew in the backward pass, not keep them.
 
     A training step then keeps of a block only what goes into it, less than of its dense parent. It
-    costs one more product with the up projections. This works in the `block` layout on the CPU, where
-    an MLP runs as one operation. Everywhere else use `gradient_checkpointing_enable()` of
+    costs one more product with the up projections. This works in the `block` layout on the CPU,
+    where an MLP runs as one operation. Everywhere else use `gradient_checkpointing_enable()` of
     transformers, which makes whole layers anew.
 
     Args:

@@ -188,10 +188,10 @@ def multiply(matrices: Tensor, columns: Tensor) -> Tensor:
     """`[tiles, children, m, k] @ [tiles, children, k, tokens]`."""
     left, right = matrices.flatten(0, 1), columns.flatten(0, 1)
     tokens, on_cpu = right.shape[-1], right.is_cpu and not torch.compiler.is_compiling()
-    if on_cpu and tokens == 1 and left[0].numel() >= LARGE:
+    if on_cpu and tokens == 1 and left.shape[1:].numel() >= LARGE:
         # A batch of matrix-vector products is not made of the fast ones.
-        single = [torch.mv(m, column) for m, column in zip(left, right.squeeze(-1), strict=True)]
-        product = torch.stack(single).unsqueeze(-1)
+        single = map(torch.mv, left.unbind(), right.squeeze(-1).unbind())
+        product = torch.stack(list(single)).unsqueeze(-1)
     elif on_cpu and tokens <= FEW_TOKENS:
         product = torch.bmm(right.mT.contiguous(), left.mT).mT
     else:
@@ -368,35 +368,22 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
 
 
-def project_up(
-    spec: BlockSpec,
-    parts: Sequence[Part],
-    x: Tensor,
-    weight: Tensor,
-    inputs: Tensor,
-    bias: Tensor | None,
-    coupling: Tensor | None,
-) -> Tensor:
+def project_up(spec: BlockSpec, ups: Sequence[UpPart], x: Tensor) -> Tensor:
     """The up projection of a block.
 
     Args:
         spec: The block.
-        parts: All of it, as `whole_parts` has it.
+        ups: Its parts, as `whole_parts` has them.
         x: `[..., in_features]`.
-        weight: `[values]`.
-        inputs: Inputs of each tile, child after child `[tiles, inputs]`.
-        bias: Flat, or `None`.
-        coupling: Flat, or `None`.
 
     Returns:
         `[..., sources * hidden]`, rows in the order of the parent's sources.
     """
     rows = x.reshape(-1, spec.in_features).t()
     made = []
-    for part in parts:
-        own = UpPart(spec, part, inputs, weight, bias, coupling)
-        sums = own.sums(rows)
-        made.append(own.add_bias(own.couple(sums)).expand_as(sums))
+    for up in ups:
+        sums = up.sums(rows)
+        made.append(up.add_bias(up.couple(sums)).expand_as(sums))
     # [tokens, sources, hidden] or, interleaved, [tokens, hidden, sources]
     if spec.fused == "interleaved":
         flat = [pre.permute(4, 0, 1, 3, 2).flatten(1, 3) for pre in made]
@@ -408,42 +395,34 @@ def project_up(
 
 
 def project_down(
-    spec: BlockSpec,
-    parts: Sequence[Part],
-    hidden: Tensor,
-    weight: Tensor,
-    outputs: Tensor | None,
-    bias: Tensor | None,
+    spec: BlockSpec, downs: Sequence[DownPart], hidden: Tensor, bias: Tensor | None
 ) -> Tensor:
     """The down projection of a block.
 
     Args:
         spec: The block.
-        parts: All of it, as `whole_parts` has it.
+        downs: Its parts, as `whole_parts` has them.
         hidden: `[..., hidden]`.
-        weight: `[values]`.
-        outputs: Outputs of each tile `[tiles, outputs]`, or `None`: all, in order.
         bias: `[out_features]` or `None`.
 
     Returns:
         `[..., out_features]`.
     """
     columns = hidden.reshape(-1, spec.hidden).t()
-    total: Tensor | None = None
-    for part in parts:
-        down = DownPart(spec, part, outputs, weight)
-        own = columns[spec.alpha * part.rows.start : spec.alpha * part.rows.stop]
-        own = own.unflatten(0, (part.count, spec.alpha, part.parents))
-        if total is None:
-            total = _zeros(spec, weight, columns)
+    total = _zeros(spec, downs[0], columns)
+    for down in downs:
+        rows = down.part.rows
+        own = columns[spec.alpha * rows.start : spec.alpha * rows.stop]
+        own = own.unflatten(0, (down.part.count, spec.alpha, down.part.parents))
         down.write_(total, down.side_by_side(own))
-    assert total is not None
     result = total.t().reshape(*hidden.shape[:-1], spec.out_features)
     return result if bias is None else result + bias.to(result.dtype)
 
 
-def _zeros(spec: BlockSpec, weight: Tensor, columns: Tensor) -> Tensor:
+def _zeros(spec: BlockSpec, down: DownPart, columns: Tensor) -> Tensor:
     """Outputs `[out_features, tokens]` to add to, of the dtype that products have."""
     kind = columns.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    dtype = down.runs[0].matrices.dtype
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
     return columns.new_zeros(spec.out_features, columns.shape[1], dtype=dtype)

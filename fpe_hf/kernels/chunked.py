@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..planning import BlockSpec
+from .activations import Activation, activate, activate_back, recognise, usable
 from .block import DownPart, Part, UpPart, is_coupled, joined, multiply, small_parts
 from .pointwise import Node, Source, evaluate
 
@@ -47,9 +48,14 @@ class Expression:
     ups: int
     keep: bool
 
+    @cached_property
+    def activation(self) -> Activation | None:
+        """What the hidden activations are, if that is a usual activation."""
+        return recognise(self.node)
+
     def apart(self, pre: Sequence[Tensor]) -> list[Tensor]:
-        """The values of the sources `[tiles, children, parents, tokens]`, views of the
-        pre-activations of each up projection `[tiles, children, sources, parents, tokens]`."""
+        """The values of the sources `[tiles, children, parents, tokens]`: views of the
+        pre-activations of each up projection, `[tiles, children, sources, parents, tokens]`."""
         return [pre[up].select(2, source) for up, source in self.places]
 
     def together(self, values: Sequence[Tensor], number: int) -> Tensor:
@@ -69,8 +75,29 @@ class Expression:
         )
 
     def hidden(self, values: Sequence[Tensor]) -> Tensor:
-        """Hidden activations `[tiles, children, parents, tokens]` from the values of the sources."""
+        """Hidden activations `[tiles, children, parents, tokens]` from the sources' values."""
+        if usable(self.activation, values):
+            assert self.activation is not None
+            return activate(self.activation, dict(zip(self.order, values, strict=True)).__getitem__)
         return evaluate(self.node, values, self.order)
+
+    def back(self, values: Sequence[Tensor], to_hidden: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """The hidden activations once more, and the gradients of the values of the sources.
+
+        Args:
+            values: Of the sources.
+            to_hidden: Gradient of the hidden activations.
+        """
+        if usable(self.activation, values) and to_hidden.dtype == values[0].dtype:
+            assert self.activation is not None
+            given = dict(zip(self.order, values, strict=True))
+            made, grads = activate_back(self.activation, given.__getitem__, to_hidden)
+            return made, [grads[source] for source in self.order]
+        with torch.enable_grad():
+            leaves = [own.detach().requires_grad_() for own in values]
+            hidden = evaluate(self.node, leaves, self.order)
+        found = torch.autograd.grad(hidden, leaves, to_hidden.to(hidden.dtype))
+        return hidden.detach(), found
 
 
 class Schedule:
@@ -161,12 +188,12 @@ def _back(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
             pre = sums
             if is_coupled(expression.spec) or not expression.keep:
                 pre = [up.finish_(part, own) for up, own in zip(ups, sums, strict=True)]
-            # What is cheap, and different from model to model, is left to autograd.
-            with torch.enable_grad():
-                leaves = [own.detach().requires_grad_() for own in expression.apart(pre)]
-                hidden = expression.hidden(leaves)
-            to_hidden = down.back(part, upstream, hidden.detach(), added_to)
-            to_values = torch.autograd.grad(hidden, leaves, to_hidden.to(hidden.dtype))
+            values = expression.apart(pre)
+            to_written = down.gather(part, upstream)
+            shape = torch.broadcast_shapes(*(value.shape for value in values))
+            to_hidden = down.back(part, to_written).sum_to_size(shape)
+            hidden, to_values = expression.back(values, to_hidden)
+            down.add_products(part, to_written, hidden, added_to)
             for number, (up, own) in enumerate(zip(ups, sums, strict=True)):
                 up.back(part, chunk, own, expression.together(to_values, number), added_to)
     if grads[-1] is not None:
@@ -254,26 +281,38 @@ class _Down:
         numbers = self._numbers(part)
         numbers.write_(total, numbers.side_by_side(hidden))
 
-    def back(self, part: Part, upstream: Tensor, hidden: Tensor, added_to: bool) -> Tensor:
-        """The gradient of hidden activations; that of the weights is added up.
+    def gather(self, part: Part, upstream: Tensor) -> Tensor:
+        """Gradient of what children write `[tiles, outputs, tokens]`.
 
         Args:
             part: Which children.
             upstream: Gradient of the outputs `[out_features, tokens]`.
-            hidden: Hidden activations `[tiles, children, parents, tokens]`.
-            added_to: Whether the weights' gradient holds anything yet.
         """
-        numbers, grads = self._numbers(part), self._grads(part)
-        to_rows = numbers.gather(upstream)
-        if grads.runs:
-            met = numbers.side_by_side(hidden)
-            for run in grads.runs:
-                _add_products_(run.matrices, run.rows(to_rows), run.hidden(met), added_to)
-        parts = [multiply(run.matrices.mT, run.rows(to_rows)) for run in numbers.runs]
+        return self._numbers(part).gather(upstream)
+
+    def back(self, part: Part, to_written: Tensor) -> Tensor:
+        """Gradient of the hidden activations `[tiles, children, parents, tokens]`."""
+        numbers = self._numbers(part)
+        parts = [multiply(run.matrices.mT, run.rows(to_written)) for run in numbers.runs]
         to_hidden = joined(parts)
         if numbers.replicated:
             to_hidden = to_hidden.squeeze(1).unflatten(1, (part.children, part.parents))
-        return to_hidden.sum_to_size(hidden.shape)
+        return to_hidden
+
+    def add_products(self, part: Part, to_written: Tensor, hidden: Tensor, added_to: bool) -> None:
+        """Adds to the gradient of the weights.
+
+        Args:
+            part: Which children.
+            to_written: Gradient of what they write.
+            hidden: Hidden activations `[tiles, children, parents, tokens]`.
+            added_to: Whether the gradient holds anything yet.
+        """
+        grads = self._grads(part)
+        if grads.runs:
+            met = grads.side_by_side(hidden)
+            for run in grads.runs:
+                _add_products_(run.matrices, run.rows(to_written), run.hidden(met), added_to)
 
 
 def _add_products_(matrices: Tensor, left: Tensor, right: Tensor, added_to: bool) -> None:

@@ -1,8 +1,8 @@
-"""Compiles `packed.c` for this machine, once, when it is first needed.
+"""Compiles the C files of this folder for this machine, each once, when it is first needed.
 
-The library is kept in a folder that only the user can enter: `fpe_hf` in `$XDG_CACHE_HOME`, or in
-`~/.cache`. Without a C compiler, or with `FPE_HF_NATIVE=0` in the environment, callers do the same
-in plain torch.
+The libraries are kept in a folder that only the user can enter: `fpe_hf` in `$XDG_CACHE_HOME`, or
+in `~/.cache`. Without a C compiler, or with `FPE_HF_NATIVE=0` in the environment, callers do the
+same in plain torch.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-SOURCE = Path(__file__).with_name("packed.c")
+SOURCES = Path(__file__).parent
 COMPILERS = ("cc", "gcc", "clang")
-FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-Wno-psabi")
+FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math")
 OPTIONAL_FLAGS = (("-march=native", "-fopenmp"), ("-march=native",), ())
 """Tried in this order. Linking leaves OpenMP out on purpose: its symbols are those of the library
 that torch has loaded, so that torch and the kernel share one pool of threads."""
@@ -29,30 +31,43 @@ that torch has loaded, so that torch and the kernel share one pool of threads.""
 TIMEOUT = 300.0
 """Seconds that the compiler may take."""
 
-_INT, _LONG, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
-ARGUMENTS = (
-    *(_INT, _INT, _INT, _POINTER, _LONG),  # way, mode, half, values, count
-    *(_POINTER, _LONG, _POINTER, _LONG, _INT, _LONG),  # keep, owner
-    *(_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _INT, _INT),  # x, out, shape, threads
-)
+_INT, _FLOAT, _LONG, _POINTER = ctypes.c_int, ctypes.c_float, ctypes.c_int64, ctypes.c_void_p
+FUNCTIONS: Mapping[str, Mapping[str, Sequence[Any]]] = {
+    "packed": {
+        "fpe_packed_rows": (
+            *(_INT, _INT, _INT, _POINTER, _LONG),  # way, mode, half, values, count
+            *(_POINTER, _LONG, _POINTER, _LONG, _INT, _LONG),  # keep, owner
+            *(_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _INT, _INT),  # x, out, shape, threads
+        )
+    },
+    "activations": {
+        "fpe_activate": (_INT, _FLOAT, *(_POINTER,) * 3, _LONG, _INT),
+        "fpe_activate_back": (_INT, _FLOAT, *(_POINTER,) * 6, _LONG, _INT),
+    },
+}
+"""Name of a C file -> its functions, with the types of their arguments."""
 
 
 class _UnavailableError(Exception):
     """Why there is no library, in words."""
 
 
-def library() -> ctypes.CDLL | None:
-    """The compiled library, or `None` if there is none; `unavailable` says why."""
-    return _attempt()[0]
+def library(name: str = "packed") -> ctypes.CDLL | None:
+    """A compiled library, or `None` if there is none; `unavailable` says why.
+
+    Args:
+        name: A key of `FUNCTIONS`.
+    """
+    return _attempt(name)[0]
 
 
-def unavailable() -> str | None:
+def unavailable(name: str = "packed") -> str | None:
     """Why there is no library, in words; `None` if there is one."""
-    return _attempt()[1]
+    return _attempt(name)[1]
 
 
-@lru_cache(maxsize=1)
-def _attempt() -> tuple[ctypes.CDLL | None, str | None]:
+@cache
+def _attempt(name: str) -> tuple[ctypes.CDLL | None, str | None]:
     if os.environ.get("FPE_HF_NATIVE") == "0":
         return None, "FPE_HF_NATIVE=0 is set"
     try:
@@ -60,7 +75,7 @@ def _attempt() -> tuple[ctypes.CDLL | None, str | None]:
         reasons = []
         for flags in OPTIONAL_FLAGS:
             try:
-                return _load(_compiled(compiler, (*FLAGS, *flags), folder)), None
+                return _load(name, _compiled(name, compiler, (*FLAGS, *flags), folder)), None
             except _UnavailableError as reason:
                 reasons.append(str(reason))
         raise _UnavailableError(reasons[-1])
@@ -97,17 +112,18 @@ def _cache() -> Path:
     return folder
 
 
-def _compiled(compiler: list[str], flags: tuple[str, ...], folder: Path) -> Path:
-    """Compiles the source, unless that has been done."""
-    about = (SOURCE.read_text(), *compiler, *flags, _cpu())
+def _compiled(name: str, compiler: list[str], flags: tuple[str, ...], folder: Path) -> Path:
+    """Compiles a source, unless that has been done."""
+    source = SOURCES / f"{name}.c"
+    about = (source.read_text(), *compiler, *flags, _cpu())
     key = hashlib.sha256("\0".join(about).encode()).hexdigest()[:32]
-    target = folder / f"packed-{key}.so"
+    target = folder / f"{name}-{key}.so"
     if target.exists():
         return target
     try:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            code, whole = Path(scratch, "packed.o"), Path(scratch, "packed.so")
-            _run([*compiler, *flags, "-c", str(SOURCE), "-o", str(code)])
+            code, whole = Path(scratch, f"{name}.o"), Path(scratch, f"{name}.so")
+            _run([*compiler, *flags, "-c", str(source), "-o", str(code)])
             _run([*compiler, "-shared", str(code), "-o", str(whole)])
             os.replace(whole, target)  # at once: other processes may be doing the same
     except OSError as error:
@@ -127,15 +143,15 @@ def _run(command: list[str]) -> None:
         raise _UnavailableError(f"{command[0]} failed: {error}") from error
 
 
-def _load(path: Path) -> ctypes.CDLL:
+def _load(name: str, path: Path) -> ctypes.CDLL:
     try:
         loaded = ctypes.CDLL(str(path))  # resolves every symbol, or fails
-        function = loaded.fpe_packed_rows
+        for function, arguments in FUNCTIONS[name].items():
+            getattr(loaded, function).argtypes = arguments
+            getattr(loaded, function).restype = None
     except (OSError, AttributeError) as error:
         path.unlink(missing_ok=True)  # damaged, perhaps: another process makes it anew
         raise _UnavailableError(f"the compiled library cannot be loaded: {error}") from error
-    function.argtypes = ARGUMENTS
-    function.restype = None
     return loaded
 
 

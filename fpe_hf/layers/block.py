@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
 from ..kernels import gpu
-from ..kernels.block import project_down, project_up, whole_parts
+from ..kernels.block import DownPart, UpPart, project_down, project_up, whole_parts
 from ..kernels.gpu_shapes import BlockShape
+from ..kernels.ordinary import is_ordinary
 from ..kernels.pointwise import Source
 from ..linear import CHANNEL_AXES
 from ..planning import BlockPlan, BlockSpec
@@ -33,6 +36,36 @@ def check_index(name: str, index: Tensor, limit: int) -> None:
         )
     if bool((wide.sort(dim=-1).values.diff(dim=-1) == 0).any()):
         raise CheckpointError(f"tensor {name!r} names the same index twice in a tile.")
+
+
+_Parts = TypeVar("_Parts")
+_views: WeakKeyDictionary[torch.nn.Module, tuple[Any, ...]] = WeakKeyDictionary()
+
+
+def views(
+    layer: torch.nn.Module, tensors: tuple[Tensor | None, ...], make: Callable[[], _Parts]
+) -> _Parts:
+    """Views of a layer's tensors, kept from call to call: for one token, making them would cost as
+    much as a fifth of the products.
+
+    Args:
+        layer: The layer.
+        tensors: What the views are of.
+        make: Makes them.
+    """
+    given = [tensor for tensor in tensors if tensor is not None]
+    graph = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
+    if graph or not is_ordinary(*given) or any(tensor.is_inference() for tensor in given):
+        return make()
+    # Where they are, and whether they were written to: indices are copied.
+    key = [(id(tensor), tensor.data_ptr(), tensor._version) for tensor in given]
+    known, _, found = _views.get(layer, (None, None, None))
+    if known != key:
+        with torch.no_grad():
+            found = make()
+        _views[layer] = key, given, found  # the tensors, so that nothing else gets their ids
+    parts: _Parts = found
+    return parts
 
 
 FEWEST_TOKENS = 8
@@ -85,7 +118,7 @@ class BlockUp(UpLayer):
         """Cuts a parent's weights `[sources, parents, inputs]` and bias into blocks."""
         layer = cls(plan.spec, index, stock, dtype=weight.dtype, device="meta")
         blocks = [
-            weight[:, start:stop].index_select(-1, columns.to(weight.device)).reshape(-1)
+            weight[:, start:stop, columns.to(weight.device)].reshape(-1)  # faster than index_select
             for (start, stop), tile in zip(plan.spec.tiles, plan.inputs, strict=True)
             for columns in tile
         ]
@@ -115,7 +148,14 @@ class BlockUp(UpLayer):
         if gpu.usable(x, weight, self.shape.alpha):
             mu = self.couplings() if coupling is None else coupling.view(self.shape.sources, -1)
             return gpu.up(x, weight, self.inputs, bias, self.shape, coupling=mu)
-        return project_up(self.spec, self.parts, x, weight, self.inputs, bias, coupling)
+        ups = views(
+            self,
+            (self.inputs, weight, bias, coupling),
+            lambda: [
+                UpPart(self.spec, part, self.inputs, weight, bias, coupling) for part in self.parts
+            ],
+        )
+        return project_up(self.spec, ups, x)
 
     def _may_wait(self, x: Tensor) -> bool:
         """Whether it pays, and harms nobody, to put the call off (see `fpe_hf.layers.hidden`)."""
@@ -259,7 +299,12 @@ class BlockDown(DownLayer):
             hidden = hidden.made()
         if self.outputs is not None and gpu.usable(hidden, self.weight, self.shape.alpha):
             return gpu.down(hidden, self.weight, self.outputs, self.bias, self.shape)
-        return project_down(self.spec, self.parts, hidden, self.weight, self.outputs, self.bias)
+        downs = views(
+            self,
+            (self.outputs, self.weight),
+            lambda: [DownPart(self.spec, part, self.outputs, self.weight) for part in self.parts],
+        )
+        return project_down(self.spec, downs, hidden, self.bias)
 
     def dense_weight(self) -> Tensor:
         spec = self.spec

@@ -14,7 +14,7 @@ from ..kernels.packed import Mode, output_dtype, packed_rows, usable
 from ..planning import BlockPlan, BlockSpec
 from ..planning.draw import draw_down_children, draw_up_children
 from .base import DownLayer, UpLayer
-from .packing import code_bits, pack, packed_bytes, unpack
+from .packing import code_bits, pack, packed_bytes, take_kept, unpack
 
 
 def fill(weight: Tensor, keep: Tensor | None, shape: tuple[int, ...]) -> Tensor:
@@ -123,7 +123,11 @@ class ElementUp(RowStarts, UpLayer):
         keep = plan.up_keep[index]
         assert plan.up_children is not None
         tensors = {
-            "weight": weight.reshape(-1) if keep is None else weight[keep],
+            "weight": (
+                weight.reshape(-1)
+                if keep is None
+                else take_kept(weight.flatten(0, 1), keep.flatten(0, 1))
+            ),
             "owner": pack(plan.up_children, layer.bits),
         }
         if keep is not None:
@@ -269,12 +273,12 @@ class ElementDown(RowStarts, DownLayer):
             tensors["keep"] = pack(keep, 1)
         if plan.down_children is not None:
             tensors["owner"] = pack(plan.down_children, layer.bits)
-            tensors["weight"] = weight.reshape(-1) if keep is None else weight[keep]
+            tensors["weight"] = weight.reshape(-1) if keep is None else take_kept(weight, keep)
         else:
-            shape = (spec.out_features, spec.alpha, spec.all_parents)
-            copies = weight.unsqueeze(1).expand(shape)
-            mask = None if keep is None else keep.unsqueeze(1).expand(shape)
-            tensors["weight"] = copies.reshape(-1) if mask is None else copies[mask]
+            copies = weight.unsqueeze(1).expand(-1, spec.alpha, -1)
+            tensors["weight"] = (
+                copies.reshape(-1) if keep is None else take_kept(copies, keep.unsqueeze(1))
+            )
         if bias is not None:
             tensors["bias"] = bias
         layer.bind({name: t.detach().to(weight.device).clone() for name, t in tensors.items()})

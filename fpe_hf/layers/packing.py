@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_PIECE = 1 << 18
+
 
 def code_bits(values: int) -> int:
     """Bits per code for `values` different values: 1, 2, 4 or 8, so that bytes hold whole codes."""
@@ -41,6 +43,22 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
         return packed[:count]
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
     return ((packed.unsqueeze(1) >> shifts) & ((1 << bits) - 1)).view(-1)[:count]
+
+
+def take_kept(weight: Tensor, keep: Tensor) -> Tensor:
+    """`weight[keep]`, a few rows at a time: as a whole it needs 8 bytes an axis for every entry.
+
+    Args:
+        weight: Any shape.
+        keep: bool, of the same shape, or of size 1 where all entries along an axis share it.
+
+    Returns:
+        The kept entries in row-major order.
+    """
+    rows = max(1, _PIECE * len(weight) // max(1, weight.numel()))
+    parts = zip(weight.split(rows), keep.expand(weight.shape).split(rows), strict=True)
+    # Flat tensors take the short way through masked_select.
+    return torch.cat([part.reshape(-1).masked_select(kept.reshape(-1)) for part, kept in parts])
 
 
 def smallest_int(limit: int) -> torch.dtype:

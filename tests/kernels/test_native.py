@@ -20,7 +20,7 @@ def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An empty cache, a source that compiles at once, and no memory of earlier attempts."""
     source = tmp_path / "packed.c"
     source.write_text(SMALL)
-    monkeypatch.setattr(native, "SOURCE", source)
+    monkeypatch.setattr(native, "SOURCES", tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("FPE_HF_NATIVE", raising=False)
     monkeypatch.delenv("CC", raising=False)
@@ -59,7 +59,7 @@ def test_it_is_compiled_once_and_kept_in_a_private_folder(tmp_path: Path) -> Non
 @needs_compiler
 def test_another_source_is_compiled_anew(tmp_path: Path) -> None:
     assert native.unavailable() is None
-    native.SOURCE.write_text(SMALL + "int more;\n")
+    native.SOURCES.joinpath("packed.c").write_text(SMALL + "int more;\n")
     assert again() is None
     assert len(libraries(tmp_path)) == 2
 
@@ -81,7 +81,7 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_compiler
 def test_a_source_that_does_not_compile(tmp_path: Path) -> None:
-    native.SOURCE.write_text("void fpe_packed_rows( {}")
+    native.SOURCES.joinpath("packed.c").write_text("void fpe_packed_rows( {}")
     assert native.library() is None
     assert "error" in str(native.unavailable())
     assert libraries(tmp_path) == []
@@ -103,7 +103,7 @@ def test_a_compiler_that_knows_no_optional_flag(
 @needs_compiler
 def test_a_damaged_library_is_removed_and_made_anew() -> None:
     flags = (*native.FLAGS, *native.OPTIONAL_FLAGS[0])
-    library = native._compiled(native._compiler(), flags, native._cache())
+    library = native._compiled("packed", native._compiler(), flags, native._cache())
     library.write_bytes(b"not a library")
     assert native.unavailable() is None  # it took the flags that come next
     assert not library.exists()
@@ -135,7 +135,9 @@ def test_many_at_once_agree_on_one_library(tmp_path: Path) -> None:
     compiler, folder = native._compiler(), native._cache()
     found: list[Path] = []
     threads = [
-        threading.Thread(target=lambda: found.append(native._compiled(compiler, (), folder)))
+        threading.Thread(
+            target=lambda: found.append(native._compiled("packed", compiler, (), folder))
+        )
         for _ in range(4)
     ]
     for thread in threads:
