@@ -391,7 +391,8 @@ def project_up(spec: BlockSpec, ups: Sequence[UpPart], x: Tensor) -> Tensor:
         flat = [pre.permute(4, 2, 0, 1, 3).flatten(2) for pre in made]
     axis = 1 if spec.fused == "interleaved" else 2
     hidden = (flat[0] if len(flat) == 1 else torch.cat(flat, axis)).flatten(1)
-    return hidden.reshape(*x.shape[:-1], spec.sources_per_up * spec.hidden)
+    # Models may take a view of it, as they can of what nn.Linear returns.
+    return hidden.contiguous().view(*x.shape[:-1], spec.sources_per_up * spec.hidden)
 
 
 def project_down(
@@ -415,7 +416,7 @@ def project_down(
         own = columns[spec.alpha * rows.start : spec.alpha * rows.stop]
         own = own.unflatten(0, (down.part.count, spec.alpha, down.part.parents))
         down.write_(total, down.side_by_side(own))
-    result = total.t().reshape(*hidden.shape[:-1], spec.out_features)
+    result = total.t().contiguous().view(*hidden.shape[:-1], spec.out_features)
     return result if bias is None else result + bias.to(result.dtype)
 
 

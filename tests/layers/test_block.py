@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fpe_hf.errors import CheckpointError
 from fpe_hf.layers import BlockDown, BlockUp, FPELayer
-from fpe_hf.layers.block import check_index
+from fpe_hf.layers.block import _views, check_index
 from planning.cases import Case, cases, make_case
 
 
@@ -70,3 +74,52 @@ def test_arithmetic_is_that_of_the_weights(fan_out: str, tile_size: int | None) 
         assert counter.get_total_flops() == 2 * tokens * layer.weight.numel()
         spent += layer.weight.numel()
     assert spent <= sum(w.numel() for w in (*case.parent.ups, case.parent.down))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fan_out", ["replicate", "partition"])
+def test_views_that_are_kept_follow_every_change(fan_out: str) -> None:
+    case = make_case(d=9, h=6, o=7, layout="block", alpha=3, tile_size=2, fan_out=fan_out)
+    for layer in case.layers():
+        name, index = indices_of(layer)
+
+        def check(layer: FPELayer = layer) -> None:
+            x = torch.randn(1, layer.in_features, dtype=layer.weight.dtype)
+            expected = torch.nn.functional.linear(x, layer.dense_weight(), layer.dense_bias())
+            torch.testing.assert_close(layer(x), expected)
+
+        check()
+        layer.weight.mul_(2)  # an optimizer's step
+        check()
+        index.copy_(index.flip(0))  # load_state_dict
+        check()
+        layer.weight.data = torch.randn_like(layer.weight)
+        check()
+        layer._buffers[name] = index.flip(0)
+        check()
+        check(copy.deepcopy(layer))
+        layer.double()
+        check()
+
+
+def test_kept_views_keep_no_layer_alive() -> None:
+    up = make_case(d=9, h=6, o=7, layout="block").layers()[0]
+    with torch.no_grad():
+        up(torch.randn(1, 9))
+    assert up in _views
+    gone = weakref.ref(up)
+    del up
+    gc.collect()
+    assert gone() is None
+
+
+def test_kept_views_do_not_reach_the_graph() -> None:
+    up = make_case(d=9, h=6, o=7, layout="block").layers()[0]
+    x = torch.randn(1, 9)
+    with torch.no_grad():
+        expected = up(x)
+    found = up(x)
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+    assert up.weight.grad is not None
+    assert bool(up.weight.grad.any())

@@ -213,6 +213,7 @@ def test_leading_dimensions_of_any_shape(layout: str, fan_out: str, lead: tuple[
         x = torch.randn(*lead, layer.in_features, dtype=torch.float64, requires_grad=True)
         output = layer(x)
         assert output.shape == (*lead, layer.out_features)
+        assert output.is_contiguous()
         torch.testing.assert_close(output, reference(x))
         output.sum().backward()
         assert x.grad is not None
