@@ -15,6 +15,7 @@ from ..kernels.block import DownPart, UpPart, project_down, project_up, whole_pa
 from ..kernels.gpu_shapes import BlockShape
 from ..kernels.ordinary import is_ordinary
 from ..kernels.pointwise import Source
+from ..kernels.single import SingleDown, SingleUp, applies
 from ..linear import CHANNEL_AXES
 from ..planning import BlockPlan, BlockSpec
 from .base import DownLayer, UpLayer
@@ -38,34 +39,55 @@ def check_index(name: str, index: Tensor, limit: int) -> None:
         raise CheckpointError(f"tensor {name!r} names the same index twice in a tile.")
 
 
-_Parts = TypeVar("_Parts")
-_views: WeakKeyDictionary[torch.nn.Module, tuple[Any, ...]] = WeakKeyDictionary()
+_Part = TypeVar("_Part")
+_Single = TypeVar("_Single")
+_kept: WeakKeyDictionary[torch.nn.Module, tuple[Any, ...]] = WeakKeyDictionary()
 
 
-def views(
-    layer: torch.nn.Module, tensors: tuple[Tensor | None, ...], make: Callable[[], _Parts]
-) -> _Parts:
-    """Views of a layer's tensors, kept from call to call: for one token, making them would cost as
-    much as a fifth of the products.
+def kept(
+    layer: torch.nn.Module,
+    tensors: tuple[Tensor | None, ...],
+    make: Callable[[], list[_Part]],
+    prepare: Callable[[list[_Part]], _Single],
+) -> tuple[list[_Part], _Single | None]:
+    """Views of a layer's tensors, kept from call to call: for one token, making them would take
+    as long as the products.
 
     Args:
         layer: The layer.
         tensors: What the views are of.
         make: Makes them.
+        prepare: What is prepared for one token, from the views.
+
+    Returns:
+        The views; and what is prepared, if no gradients are wanted.
     """
     given = [tensor for tensor in tensors if tensor is not None]
     graph = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
     if graph or not is_ordinary(*given) or any(tensor.is_inference() for tensor in given):
-        return make()
-    # Where they are, and whether they were written to: indices are copied.
+        return make(), None
+    # Where they are, and whether they were written to: some are copied.
     key = [(id(tensor), tensor.data_ptr(), tensor._version) for tensor in given]
-    known, _, found = _views.get(layer, (None, None, None))
+    known, _, found = _kept.get(layer, (None, None, None))
     if known != key:
         with torch.no_grad():
-            found = make()
-        _views[layer] = key, given, found  # the tensors, so that nothing else gets their ids
-    parts: _Parts = found
-    return parts
+            views = make()
+            found = views, prepare(views)
+        _kept[layer] = key, given, found  # the tensors, so that nothing else gets their ids
+    result: tuple[list[_Part], _Single | None] = found
+    return result
+
+
+def is_single(x: Tensor, width: int, weight: Tensor) -> bool:
+    """Whether `x` `[..., width]` is one token on the CPU that no gradient is wanted for."""
+    return (
+        x.is_cpu
+        and x.numel() == width
+        and x.dtype == weight.dtype
+        and is_ordinary(x)
+        and not (x.requires_grad and torch.is_grad_enabled())
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 FEWEST_TOKENS = 8
@@ -148,13 +170,16 @@ class BlockUp(UpLayer):
         if gpu.usable(x, weight, self.shape.alpha):
             mu = self.couplings() if coupling is None else coupling.view(self.shape.sources, -1)
             return gpu.up(x, weight, self.inputs, bias, self.shape, coupling=mu)
-        ups = views(
+        ups, single = kept(
             self,
             (self.inputs, weight, bias, coupling),
             lambda: [
                 UpPart(self.spec, part, self.inputs, weight, bias, coupling) for part in self.parts
             ],
+            lambda ups: SingleUp(ups[0]) if applies(self.spec, ups) else None,
         )
+        if single is not None and is_single(x, self.in_features, weight):
+            return single(x.reshape(-1)).view(*x.shape[:-1], -1)
         return project_up(self.spec, ups, x)
 
     def _may_wait(self, x: Tensor) -> bool:
@@ -299,11 +324,16 @@ class BlockDown(DownLayer):
             hidden = hidden.made()
         if self.outputs is not None and gpu.usable(hidden, self.weight, self.shape.alpha):
             return gpu.down(hidden, self.weight, self.outputs, self.bias, self.shape)
-        downs = views(
+        downs, single = kept(
             self,
-            (self.outputs, self.weight),
+            (self.outputs, self.weight, self.bias),
             lambda: [DownPart(self.spec, part, self.outputs, self.weight) for part in self.parts],
+            lambda downs: (
+                SingleDown(self.spec, downs[0], self.bias) if applies(self.spec, downs) else None
+            ),
         )
+        if single is not None and is_single(hidden, self.in_features, self.weight):
+            return single(hidden.reshape(-1)).view(*hidden.shape[:-1], -1)
         return project_down(self.spec, downs, hidden, self.bias)
 
     def dense_weight(self) -> Tensor:
