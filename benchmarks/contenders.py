@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fpe_hf
-from fpe_hf.config import LAYOUTS
+from fpe_hf.config import AUTO, LAYOUTS
 
 from .blocks import Shape
 from .floor import Floor
@@ -113,7 +113,7 @@ def contenders(
         ways: Keys of `WAYS`.
     """
     for way in ways:
-        for layout in (name for name in layouts if name in LAYOUTS):
+        for layout in (name for name in layouts if name in (*LAYOUTS, AUTO)):
             for number in tiles if layout == "block" else (0,):
                 yield Contender(layout, number, way)
 
