@@ -215,6 +215,7 @@ class ElementUp(RowStarts, UpLayer):
             check_keep(f"{name}.keep", self.keep, self.entries, self.weight.numel())
 
     def reset_derived(self) -> None:
+        self._starts = None
         if self.spec.assignment == "hash":
             self.owner = pack(draw_up_children(self.spec), self.bits).to(self.index_device())
 
@@ -341,6 +342,7 @@ class ElementDown(RowStarts, DownLayer):
             check_keep(f"{name}.keep", self.keep, self.entries, kept)
 
     def reset_derived(self) -> None:
+        self._starts = None
         if self.owner is not None:
             self.owner = pack(draw_down_children(self.spec), self.bits).to(self.index_device())
 
