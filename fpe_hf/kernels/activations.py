@@ -7,7 +7,7 @@ activations anew.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -121,14 +121,15 @@ def usable(activation: Activation | None, values: Sequence[Tensor]) -> bool:
     )
 
 
-def activate(activation: Activation, value: Callable[[Source], Tensor]) -> Tensor:
+def activate(activation: Activation, values: Mapping[Source, Tensor]) -> Tensor:
     """The hidden activations.
 
     Args:
         activation: What to compute.
-        value: The pre-activations of a source; see `usable`.
+        values: The pre-activations of its sources; see `usable`.
     """
-    pre, up = value(activation.pre), _maybe(activation.gated, value)
+    pre = values[activation.pre]
+    up = None if activation.gated is None else values[activation.gated]
     out = torch.empty_like(pre)
     kernel = native.library("activations")
     assert kernel is not None
@@ -145,16 +146,17 @@ def activate(activation: Activation, value: Callable[[Source], Tensor]) -> Tenso
 
 
 def activate_back(
-    activation: Activation, value: Callable[[Source], Tensor], to_hidden: Tensor
+    activation: Activation, values: Mapping[Source, Tensor], to_hidden: Tensor
 ) -> tuple[Tensor, dict[Source, Tensor]]:
     """The hidden activations once more, and the gradients of the pre-activations.
 
     Args:
         activation: What was computed.
-        value: The pre-activations of a source; see `usable`.
+        values: The pre-activations of its sources; see `usable`.
         to_hidden: Gradient of the hidden activations.
     """
-    pre, up = value(activation.pre), _maybe(activation.gated, value)
+    pre = values[activation.pre]
+    up = None if activation.gated is None else values[activation.gated]
     to_hidden = to_hidden.contiguous()
     out, to_pre = torch.empty_like(pre), torch.empty_like(pre)
     to_up = None if up is None else torch.empty_like(up)
@@ -176,7 +178,3 @@ def activate_back(
     if activation.gated is not None and to_up is not None:
         grads[activation.gated] = to_up
     return out, grads
-
-
-def _maybe(source: Source | None, value: Callable[[Source], Tensor]) -> Tensor | None:
-    return None if source is None else value(source)

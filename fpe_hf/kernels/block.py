@@ -42,11 +42,6 @@ class Part:
         """The parents of all its tiles."""
         return slice(self.start, self.start + self.count * self.parents)
 
-    @property
-    def hidden(self) -> int:
-        """Its hidden neurons."""
-        return self.count * self.children * self.parents
-
     def index(self, table: Tensor, sizes: Sequence[int]) -> Tensor:
         """Its part `[tiles, rows]` of an index of all tiles and children.
 
@@ -266,6 +261,21 @@ class UpPart:
         sums: Tensor = joined(found).unflatten(2, (self.sources, self.part.parents))
         return sums
 
+    def dense(self, in_features: int) -> Tensor:
+        """The matrices with zeros filled in and coupled, as `sums` with inputs for tokens.
+
+        Args:
+            in_features: Inputs of the block.
+        """
+        index = self.index.long().view(self.part.count, -1, 1)
+        filled = []
+        for run in self.runs:
+            columns = run.rows(index).mT.expand_as(run.matrices)
+            zeros = run.matrices.new_zeros(*run.matrices.shape[:3], in_features)
+            filled.append(zeros.scatter(3, columns, run.matrices))
+        sums: Tensor = joined(filled).unflatten(2, (self.sources, self.part.parents))
+        return self.couple(sums).expand_as(sums)
+
     def couple(self, sums: Tensor) -> Tensor:
         """Coupled partial sums; only one child if the children are equal."""
         mu = self.coupling
@@ -311,6 +321,24 @@ class DownPart:
             tiles = slice(part.first, part.first + part.count)
             own = outputs[tiles] if self.replicated else part.index(outputs, spec.child_outputs)
             self.index = own.int()
+
+    def dense(self, out_features: int) -> Tensor:
+        """The matrices with zeros filled in, `[tiles, children, outputs, parents]`; with a
+        replicated fan-out `[tiles, 1, outputs, children * parents]`.
+
+        Args:
+            out_features: Outputs of the block.
+        """
+        if self.index is None:
+            return self.runs[0].matrices
+        index = self.index.long().unsqueeze(2)
+        filled = []
+        for run in self.runs:
+            zeros = run.matrices.new_zeros(
+                *run.matrices.shape[:2], out_features, run.matrices.shape[3]
+            )
+            filled.append(zeros.scatter(2, run.rows(index).expand_as(run.matrices), run.matrices))
+        return joined(filled)
 
     def side_by_side(self, hidden: Tensor) -> Tensor:
         """Hidden activations `[tiles, children, parents, tokens]` as the matrices meet them.

@@ -78,7 +78,7 @@ class Expression:
         """Hidden activations `[tiles, children, parents, tokens]` from the sources' values."""
         if usable(self.activation, values):
             assert self.activation is not None
-            return activate(self.activation, dict(zip(self.order, values, strict=True)).__getitem__)
+            return activate(self.activation, dict(zip(self.order, values, strict=True)))
         return evaluate(self.node, values, self.order)
 
     def back(self, values: Sequence[Tensor], to_hidden: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
@@ -91,7 +91,7 @@ class Expression:
         if usable(self.activation, values) and to_hidden.dtype == values[0].dtype:
             assert self.activation is not None
             given = dict(zip(self.order, values, strict=True))
-            made, grads = activate_back(self.activation, given.__getitem__, to_hidden)
+            made, grads = activate_back(self.activation, given, to_hidden)
             return made, [grads[source] for source in self.order]
         with torch.enable_grad():
             leaves = [own.detach().requires_grad_() for own in values]

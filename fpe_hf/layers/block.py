@@ -150,14 +150,6 @@ class BlockUp(UpLayer):
         layer.bind({name: t.detach().to(weight.device).clone() for name, t in tensors.items()})
         return layer
 
-    def blocks(self) -> list[list[Tensor]]:
-        """The weights per tile and child, views `[sources * tile parents, child inputs]`."""
-        spec = self.spec
-        rows = [spec.sources_per_up * (stop - start) for start, stop in spec.tiles]
-        sizes = [row * count for row in rows for count in spec.child_inputs]
-        parts = iter(self.weight.split(sizes))
-        return [[next(parts).view(row, -1) for _ in spec.child_inputs] for row in rows]
-
     def project(self, x: Tensor) -> Tensor:
         """`[..., inputs]` -> `[..., sources * hidden]`."""
         if self._may_wait(x):
@@ -203,35 +195,13 @@ class BlockUp(UpLayer):
         source = 0 if self.spec.fused is None else -1
         return Hidden.wait(Source(pending, source), x.new_zeros(1))
 
-    def _couple(self, z: list[Tensor], tile: int) -> list[Tensor]:
-        """Adds the coupled sums of a parent's other children: `z_c + mu * sum_{k != c} z_k`."""
-        start, stop = self.spec.tiles[tile]
-        coupling = self.couplings()
-        if isinstance(coupling, Tensor):
-            coupling = coupling[:, start:stop].reshape(-1).to(z[0].dtype)
-        elif coupling == 0.0:
-            return z
-        total = torch.stack(z).sum(0)
-        if isinstance(coupling, float) and coupling == 1.0:
-            return [total] * len(z)
-        return [child + coupling * (total - child) for child in z]
-
     def dense_weight(self) -> Tensor:
         spec = self.spec
-        tiles = []
-        for tile, blocks in enumerate(self.blocks()):
-            own = [
-                block.new_zeros(block.shape[0], spec.in_features).index_copy(1, columns, block)
-                for block, columns in zip(blocks, self._columns(tile), strict=True)
-            ]
-            children = torch.stack(self._couple_rows(own, tile))
-            rows = children.shape[1] // spec.sources_per_up
-            shape = (spec.alpha, spec.sources_per_up, rows, spec.in_features)
-            tiles.append(children.view(shape).transpose(0, 1).flatten(1, 2))
-        return self.merge_sources(torch.cat(tiles, 1))
-
-    def _couple_rows(self, own: list[Tensor], tile: int) -> list[Tensor]:
-        return [rows.t() for rows in self._couple([rows.t() for rows in own], tile)]
+        parts = []
+        for part in self.parts:
+            up = UpPart(spec, part, self.inputs, self.weight, None, self.coupling)
+            parts.append(up.dense(spec.in_features).permute(2, 0, 1, 3, 4).flatten(1, 3))
+        return self.merge_sources(torch.cat(parts, 1))
 
     def children_mask(self) -> Tensor:
         spec = self.spec
@@ -303,17 +273,6 @@ class BlockDown(DownLayer):
         layer.bind({name: t.detach().to(weight.device).clone() for name, t in tensors.items()})
         return layer
 
-    def blocks(self) -> list[list[Tensor]]:
-        """The weights per tile: one `[outputs, alpha * tile parents]` if replicated, else one
-        `[child outputs, tile parents]` per child (views)."""
-        spec = self.spec
-        parents = [stop - start for start, stop in spec.tiles]
-        counts = [self.tile_outputs] if self.replicated else list(spec.child_outputs)
-        width = spec.alpha if self.replicated else 1
-        sizes = [width * p * count for p in parents for count in counts]
-        parts = iter(self.weight.split(sizes))
-        return [[next(parts).view(-1, width * p) for _ in counts] for p in parents]
-
     def project(self, hidden: Tensor) -> Tensor:
         """`[..., hidden]` -> `[..., outputs]`."""
         if isinstance(hidden, Hidden):
@@ -338,13 +297,11 @@ class BlockDown(DownLayer):
 
     def dense_weight(self) -> Tensor:
         spec = self.spec
-        columns = []
-        for tile, blocks in enumerate(self.blocks()):
-            rows = self._rows(tile)
-            for block, own in zip(blocks, rows, strict=True):
-                full = block.new_zeros(spec.out_features, block.shape[1])
-                columns.append(full.index_copy(0, own, block))
-        return self.by_expert(torch.cat(columns, 1))
+        parts = []
+        for part in self.parts:
+            down = DownPart(spec, part, self.outputs, self.weight)
+            parts.append(down.dense(spec.out_features).permute(2, 0, 1, 3).flatten(1))
+        return self.by_expert(torch.cat(parts, 1))
 
     def children_mask(self) -> Tensor:
         spec = self.spec

@@ -109,9 +109,9 @@ def test_values_and_gradients(name: str, gated: bool, count: int, spread: float)
     expected = function(wide[0]) * (wide[1] if gated else 1)
     expected.backward(upstream.double())
 
-    found = activate(own, values.__getitem__)
+    found = activate(own, values)
     assert_near(found, expected.detach())
-    again, grads = activate_back(own, values.__getitem__, upstream)
+    again, grads = activate_back(own, values, upstream)
     assert_near(again, expected.detach())
     assert grads.keys() == ({PRE, UP} if gated else {PRE})
     for source, reference in zip((PRE, UP), wide, strict=True):
@@ -126,9 +126,9 @@ def test_extremes(name: str) -> None:
     function, kind, scale = FUNCTIONS[name]
     pre = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 30.0, -30.0, 1e4, -1e4, 1e18, -1e18, torch.nan])
     own = Activation(kind, scale, PRE)
-    found = activate(own, {PRE: pre}.__getitem__)
+    found = activate(own, {PRE: pre})
     assert_near(found[:-1], function(pre[:-1].double()))
-    _, grads = activate_back(own, {PRE: pre}.__getitem__, torch.ones_like(pre))
+    _, grads = activate_back(own, {PRE: pre}, torch.ones_like(pre))
     assert bool(torch.isfinite(grads[PRE][:-3]).all())
     assert bool(found[-1].isnan())
 
@@ -142,7 +142,7 @@ def test_threads_change_nothing() -> None:
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found.append(activate(own, {PRE: pre}.__getitem__))
+            found.append(activate(own, {PRE: pre}))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*found)
