@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..packing import unpack
 from .gpu_shapes import BlockShape, ElementShape
 
 
@@ -129,11 +130,11 @@ def element_product(
     full = (shape.rows, shape.columns)
     kept = torch.ones(full, dtype=torch.bool, device=x.device)
     if keep is not None:
-        kept = _unpack(keep, 1, kept.numel()).view(full).bool()
+        kept = unpack(keep, 1, kept.numel()).view(full).bool()
     kept = kept[:, None].expand(-1, 1 if owner is not None else shape.alpha, -1)
     matrix = weight.new_zeros(kept.shape).masked_scatter(kept, weight)
     if owner is not None:
-        codes = _unpack(owner, shape.bits, shape.code_rows * shape.columns)
+        codes = unpack(owner, shape.bits, shape.code_rows * shape.columns)
         codes = codes.view(1, shape.code_rows, 1, shape.columns)
         children = torch.arange(shape.alpha, device=x.device)[:, None]
         groups = 1 if shape.code_rows == 1 else shape.rows // shape.code_rows
@@ -161,7 +162,7 @@ def row_starts(keep: Tensor, shape: ElementShape) -> Tensor:
         keep: Packed mask of kept entries, by row.
         shape: Of the projection.
     """
-    kept = _unpack(keep, 1, shape.rows * shape.columns).view(shape.rows, shape.columns)
+    kept = unpack(keep, 1, shape.rows * shape.columns).view(shape.rows, shape.columns)
     return functional.pad(kept.sum(1, dtype=torch.int64).cumsum(0), (1, 0))
 
 
@@ -184,9 +185,3 @@ def _rows(wide: Tensor, shape: BlockShape, shared: bool) -> Iterator[Tensor]:
         for child in range(shape.alpha):
             first = start if shared else shape.alpha * start + child * (stop - start)
             yield hidden[:, :, first : first + stop - start].flatten(1)
-
-
-def _unpack(packed: Tensor, bits: int, count: int) -> Tensor:
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-    codes: Tensor = (packed[:, None] >> shifts) & (2**bits - 1)
-    return codes.flatten()[:count]

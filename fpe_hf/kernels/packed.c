@@ -175,7 +175,7 @@ INLINE lane_mask equal_codes(const uint64_t codes[2], int child)
 
 /* ---- packed bits ------------------------------------------------------------------------ */
 
-/* Little-endian, as `layers/packing.py` writes them. Rows need not start with a byte. */
+/* Little-endian, as `fpe_hf/packing.py` writes them. Rows need not start with a byte. */
 struct bits {
     const uint8_t *bytes;
     int64_t size;

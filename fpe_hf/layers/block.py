@@ -17,10 +17,10 @@ from ..kernels.ordinary import is_ordinary
 from ..kernels.pointwise import Source
 from ..kernels.single import SingleDown, SingleUp, applies
 from ..linear import CHANNEL_AXES
+from ..packing import smallest_int
 from ..planning import BlockPlan, BlockSpec
 from .base import DownLayer, UpLayer
 from .hidden import Hidden, Pending, finish, may_wait
-from .packing import smallest_int
 
 
 def check_index(name: str, index: Tensor, limit: int) -> None:

@@ -11,10 +11,10 @@ from ..errors import CheckpointError
 from ..kernels import gpu
 from ..kernels.gpu_shapes import ElementShape
 from ..kernels.packed import Mode, output_dtype, packed_rows, usable
+from ..packing import code_bits, pack, packed_bytes, take_kept, unpack
 from ..planning import BlockPlan, BlockSpec
 from ..planning.draw import draw_down_children, draw_up_children
 from .base import DownLayer, UpLayer
-from .packing import code_bits, pack, packed_bytes, take_kept, unpack
 
 
 def fill(weight: Tensor, keep: Tensor | None, shape: tuple[int, ...]) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from fpe_hf.kernels import native, packed
 from fpe_hf.kernels.packed import MOST_TOKENS, Mode, packed_rows, usable
 from fpe_hf.layers import FPELayer
-from fpe_hf.layers.packing import code_bits, pack
+from fpe_hf.packing import code_bits, pack
 from planning.cases import Case, make_case
 
 pytestmark = pytest.mark.skipif(

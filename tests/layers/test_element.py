@@ -11,7 +11,7 @@ from fpe_hf.errors import CheckpointError
 from fpe_hf.kernels.gpu_shapes import ElementShape
 from fpe_hf.layers import ElementDown, ElementUp, FPELayer
 from fpe_hf.layers.element import check_keep, check_packed, fill
-from fpe_hf.layers.packing import pack, unpack
+from fpe_hf.packing import pack, unpack
 from planning.cases import Case, cases, make_case
 
 

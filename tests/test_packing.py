@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fpe_hf.layers.packing import code_bits, pack, packed_bytes, smallest_int, unpack
+from fpe_hf.packing import code_bits, pack, packed_bytes, smallest_int, unpack
 
 BITS = st.sampled_from([1, 2, 4, 8])
 
