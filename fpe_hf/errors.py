@@ -53,6 +53,10 @@ class HubError(FPEError, OSError):
     """The Hub refused a request, could not be reached, or was asked for something impossible."""
 
 
+class StaleError(FPEError, RuntimeError):
+    """Hidden activations were read for the first time after their weights had been changed."""
+
+
 class ExportError(FPEError, RuntimeError):
     """A widened model has no stock equivalent of its own class."""
 

@@ -1,13 +1,8 @@
-"""The usual activations, with or without a gate, in one pass over memory, on the CPU in float32.
-
-Plain PyTorch makes several passes of most of them, and backwards one more to make the hidden
-activations anew.
-"""
+"""Which expressions are the usual activations, with or without a gate, that `activations.h` has."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -16,12 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import native
 from .pointwise import Node, Source, Step
 
 
 class Kind(IntEnum):
-    """What `activations.c` knows."""
+    """What `activations.h` knows."""
 
     RELU = 0
     SIGMOID_LINEAR = 1
@@ -104,77 +98,3 @@ def _factor(node: Any, source: Source) -> float | None:
             if other is source and isinstance(number, (int, float)) and math.isfinite(number):
                 return float(number)
     return None
-
-
-def usable(activation: Activation | None, values: Sequence[Tensor]) -> bool:
-    """Whether the kernel can take it: whole float32 tensors on the CPU, and a C compiler.
-
-    Args:
-        activation: What to compute.
-        values: Of its sources.
-    """
-    return (
-        activation is not None
-        and all(v.dtype == torch.float32 and v.is_cpu and v.is_contiguous() for v in values)
-        and len({v.shape for v in values}) == 1
-        and native.library("activations") is not None
-    )
-
-
-def activate(activation: Activation, values: Mapping[Source, Tensor]) -> Tensor:
-    """The hidden activations.
-
-    Args:
-        activation: What to compute.
-        values: The pre-activations of its sources; see `usable`.
-    """
-    pre = values[activation.pre]
-    up = None if activation.gated is None else values[activation.gated]
-    out = torch.empty_like(pre)
-    kernel = native.library("activations")
-    assert kernel is not None
-    kernel.fpe_activate(
-        activation.kind,
-        activation.scale,
-        pre.data_ptr(),
-        None if up is None else up.data_ptr(),
-        out.data_ptr(),
-        pre.numel(),
-        torch.get_num_threads(),
-    )
-    return out
-
-
-def activate_back(
-    activation: Activation, values: Mapping[Source, Tensor], to_hidden: Tensor
-) -> tuple[Tensor, dict[Source, Tensor]]:
-    """The hidden activations once more, and the gradients of the pre-activations.
-
-    Args:
-        activation: What was computed.
-        values: The pre-activations of its sources; see `usable`.
-        to_hidden: Gradient of the hidden activations.
-    """
-    pre = values[activation.pre]
-    up = None if activation.gated is None else values[activation.gated]
-    to_hidden = to_hidden.contiguous()
-    out, to_pre = torch.empty_like(pre), torch.empty_like(pre)
-    to_up = None if up is None else torch.empty_like(up)
-    kernel = native.library("activations")
-    assert kernel is not None
-    kernel.fpe_activate_back(
-        activation.kind,
-        activation.scale,
-        pre.data_ptr(),
-        None if up is None else up.data_ptr(),
-        to_hidden.data_ptr(),
-        out.data_ptr(),
-        to_pre.data_ptr(),
-        None if to_up is None else to_up.data_ptr(),
-        pre.numel(),
-        torch.get_num_threads(),
-    )
-    grads = {activation.pre: to_pre}
-    if activation.gated is not None and to_up is not None:
-        grads[activation.gated] = to_up
-    return out, grads

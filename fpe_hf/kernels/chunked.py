@@ -7,9 +7,7 @@ as many tokens as stay in cache, they cost next to nothing. The same holds backw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,87 +15,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..planning import BlockSpec
-from .activations import Activation, activate, activate_back, recognise, usable
+from .allocator import settle_allocator
 from .block import DownPart, Part, UpPart, is_coupled, joined, multiply, small_parts
-from .pointwise import Node, Source, evaluate
+from .expression import PER_DOWN, PER_UP, Expression, Tensors
 
 CHUNK_TOKENS = 512
 """Tokens at a time. With many fewer, the matrices' way into the cache costs too much."""
 
 PART_BYTES = 2 << 20
 """Of hidden activations at a time, or those of one child: what a core's own cache holds."""
-
-
-@dataclass(frozen=True)
-class Expression:
-    """What lies between the projections of a block.
-
-    Attributes:
-        spec: The block.
-        node: The hidden activations, as a function of the sources.
-        order: The sources.
-        places: Up projection and number of each source.
-        ups: Number of up projections.
-        keep: Whether to keep the partial sums for the backward pass, which else makes them anew.
-    """
-
-    spec: BlockSpec
-    node: Node
-    order: tuple[Source, ...]
-    places: tuple[tuple[int, int], ...]
-    ups: int
-    keep: bool
-
-    @cached_property
-    def activation(self) -> Activation | None:
-        """What the hidden activations are, if that is a usual activation."""
-        return recognise(self.node)
-
-    def apart(self, pre: Sequence[Tensor]) -> list[Tensor]:
-        """The values of the sources `[tiles, children, parents, tokens]`: views of the
-        pre-activations of each up projection, `[tiles, children, sources, parents, tokens]`."""
-        return [pre[up].select(2, source) for up, source in self.places]
-
-    def together(self, values: Sequence[Tensor], number: int) -> Tensor:
-        """The reverse of `apart`, for one up projection, new where it must be.
-
-        Args:
-            values: Of each source.
-            number: Which up projection.
-        """
-        own = {s: value for (up, s), value in zip(self.places, values, strict=True) if up == number}
-        count = self.spec.sources_per_up
-        if count == 1:
-            return own[0].unsqueeze(2)
-        some = next(iter(own.values()))
-        return torch.stack(
-            [own[s] if s in own else torch.zeros_like(some) for s in range(count)], 2
-        )
-
-    def hidden(self, values: Sequence[Tensor]) -> Tensor:
-        """Hidden activations `[tiles, children, parents, tokens]` from the sources' values."""
-        if usable(self.activation, values):
-            assert self.activation is not None
-            return activate(self.activation, dict(zip(self.order, values, strict=True)))
-        return evaluate(self.node, values, self.order)
-
-    def back(self, values: Sequence[Tensor], to_hidden: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
-        """The hidden activations once more, and the gradients of the values of the sources.
-
-        Args:
-            values: Of the sources.
-            to_hidden: Gradient of the hidden activations.
-        """
-        if usable(self.activation, values) and to_hidden.dtype == values[0].dtype:
-            assert self.activation is not None
-            given = dict(zip(self.order, values, strict=True))
-            made, grads = activate_back(self.activation, given, to_hidden)
-            return made, [grads[source] for source in self.order]
-        with torch.enable_grad():
-            leaves = [own.detach().requires_grad_() for own in values]
-            hidden = evaluate(self.node, leaves, self.order)
-        found = torch.autograd.grad(hidden, leaves, to_hidden.to(hidden.dtype))
-        return hidden.detach(), found
 
 
 class Schedule:
@@ -114,22 +40,11 @@ class Schedule:
         self.parts = list(small_parts(spec, PART_BYTES // (spec.sources * size * itemsize)))
 
 
-@cache
-def settle_allocator() -> None:
-    """Has the C library keep the memory of freed tensors, rather than fetch it anew each time.
-
-    glibc does so once a piece as large has been freed, up to 32 MiB. Most programs come to that by
-    themselves, sooner or later.
-    """
-    torch.empty(31 << 20, dtype=torch.uint8)
-
-
 class ChunkedMLP(torch.autograd.Function):
     """`down(f(up(x), ...))`.
 
-    Its arguments are an `Expression`, the numbers of each up projection (what it reads,
-    `[in_features, tokens]`, its index, weight, bias and coupling), and those of the down projection
-    (its index, weight and bias). The result is `[tokens, out_features]`.
+    Its arguments are an `Expression` and the tensors of each up projection and of the down
+    projection, see `PER_UP`. The result is `[tokens, out_features]`.
     """
 
     @staticmethod
@@ -196,15 +111,11 @@ def _back(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
             down.add_products(part, to_written, hidden, added_to)
             for number, (up, own) in enumerate(zip(ups, sums, strict=True)):
                 up.back(part, chunk, own, expression.together(to_values, number), added_to)
+    for up in ups:
+        up.end()
     if grads[-1] is not None:
         grads[-1] = gradient.sum(0)
     return (None, *grads)
-
-
-PER_UP, PER_DOWN = 5, 3
-"""Tensors of a projection among the arguments of `ChunkedMLP`."""
-
-Tensors = Sequence[Tensor | None]
 
 
 def _projections(
@@ -220,11 +131,12 @@ class _Up:
     """An up projection, and where its gradients are summed up."""
 
     def __init__(self, spec: BlockSpec, tensors: Tensors, grads: Tensors) -> None:
-        rows, inputs, weight, bias, coupling = tensors
-        assert rows is not None
+        x, inputs, weight, bias, coupling = tensors
+        assert x is not None
         assert inputs is not None
-        self.rows, self.bias = rows, bias
-        self.to_rows, _, *to_numbers = grads
+        self.rows, self.bias = x.t().contiguous(), bias
+        self.to_x, _, *to_numbers = grads
+        self.to_rows = None if self.to_x is None else torch.zeros_like(self.rows)
         inputs = inputs.int()
         self._numbers = cache(lambda part: UpPart(spec, part, inputs, weight, bias, coupling))
         self._grads = cache(lambda part: UpPart(spec, part, inputs, *to_numbers))
@@ -265,6 +177,11 @@ class _Up:
                 multiply(run.matrices.mT, run.hidden(to_sums)).flatten(1, 2) for run in numbers.runs
             ]
             self.to_rows[:, chunk].index_add_(0, numbers.index, joined(parts).flatten(0, 1))
+
+    def end(self) -> None:
+        """Hands over the gradient of what it reads."""
+        if self.to_x is not None and self.to_rows is not None:
+            self.to_x.copy_(self.to_rows.t())
 
 
 class _Down:

@@ -31,7 +31,7 @@ that torch has loaded, so that torch and the kernel share one pool of threads.""
 TIMEOUT = 300.0
 """Seconds that the compiler may take."""
 
-_INT, _FLOAT, _LONG, _POINTER = ctypes.c_int, ctypes.c_float, ctypes.c_int64, ctypes.c_void_p
+_INT, _LONG, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 FUNCTIONS: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "packed": {
         "fpe_packed_rows": (
@@ -40,9 +40,14 @@ FUNCTIONS: Mapping[str, Mapping[str, Sequence[Any]]] = {
             *(_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _INT, _INT),  # x, out, shape, threads
         )
     },
-    "activations": {
-        "fpe_activate": (_INT, _FLOAT, *(_POINTER,) * 3, _LONG, _INT),
-        "fpe_activate_back": (_INT, _FLOAT, *(_POINTER,) * 6, _LONG, _INT),
+    "few": {
+        "fpe_up": (_POINTER, _POINTER, _LONG, _LONG, *(_POINTER,) * 3),
+        "fpe_down": (_POINTER, _POINTER, _LONG, _LONG, *(_POINTER,) * 2),
+    },
+    "mlp": {
+        "fpe_mlp": (_POINTER,) * 6,
+        "fpe_mlp_back": (_POINTER,) * 6,
+        "fpe_mlp_sizes": (_POINTER,) * 2,
     },
 }
 """Name of a C file -> its functions, with the types of their arguments."""
@@ -115,7 +120,8 @@ def _cache() -> Path:
 def _compiled(name: str, compiler: list[str], flags: tuple[str, ...], folder: Path) -> Path:
     """Compiles a source, unless that has been done."""
     source = SOURCES / f"{name}.c"
-    about = (source.read_text(), *compiler, *flags, _cpu())
+    headers = [header.read_text() for header in sorted(SOURCES.glob("*.h"))]
+    about = (source.read_text(), *headers, *compiler, *flags, _cpu())
     key = hashlib.sha256("\0".join(about).encode()).hexdigest()[:32]
     target = folder / f"{name}-{key}.so"
     if target.exists():

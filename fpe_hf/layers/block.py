@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..kernels import gpu
+from ..kernels import few, gpu, mlp
 from ..kernels.block import DownPart, UpPart, project_down, project_up, whole_parts
 from ..kernels.gpu_shapes import BlockShape
 from ..kernels.ordinary import is_ordinary
 from ..kernels.pointwise import Source
-from ..kernels.single import SingleDown, SingleUp, applies
 from ..linear import CHANNEL_AXES
 from ..packing import smallest_int
 from ..planning import BlockPlan, BlockSpec
@@ -39,60 +38,43 @@ def check_index(name: str, index: Tensor, limit: int) -> None:
         raise CheckpointError(f"tensor {name!r} names the same index twice in a tile.")
 
 
-_Part = TypeVar("_Part")
-_Single = TypeVar("_Single")
-_kept: WeakKeyDictionary[torch.nn.Module, tuple[Any, ...]] = WeakKeyDictionary()
+_Made = TypeVar("_Made")
+_kept: WeakKeyDictionary[torch.nn.Module, dict[type, tuple[Any, ...]]] = WeakKeyDictionary()
 
 
 def kept(
     layer: torch.nn.Module,
+    kind: type,
     tensors: tuple[Tensor | None, ...],
-    make: Callable[[], list[_Part]],
-    prepare: Callable[[list[_Part]], _Single],
-) -> tuple[list[_Part], _Single | None]:
-    """Views of a layer's tensors, kept from call to call: for one token, making them would take
-    as long as the products.
+    make: Callable[[], _Made],
+) -> _Made:
+    """What is made of a layer's tensors, kept from call to call: for a few tokens, making it would
+    take as long as the products.
 
     Args:
         layer: The layer.
-        tensors: What the views are of.
-        make: Makes them.
-        prepare: What is prepared for one token, from the views.
-
-    Returns:
-        The views; and what is prepared, if no gradients are wanted.
+        kind: What it is.
+        tensors: What it is made of.
+        make: Makes it.
     """
     given = [tensor for tensor in tensors if tensor is not None]
     graph = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
     if graph or not is_ordinary(*given) or any(tensor.is_inference() for tensor in given):
-        return make(), None
+        return make()
     # Where they are, and whether they were written to: some are copied.
     key = [(id(tensor), tensor.data_ptr(), tensor._version) for tensor in given]
-    known, _, found = _kept.get(layer, (None, None, None))
-    if known != key:
+    known = _kept.setdefault(layer, {})
+    if kind not in known or known[kind][0] != key:
         with torch.no_grad():
-            views = make()
-            found = views, prepare(views)
-        _kept[layer] = key, given, found  # the tensors, so that nothing else gets their ids
-    result: tuple[list[_Part], _Single | None] = found
-    return result
-
-
-def is_single(x: Tensor, width: int, weight: Tensor) -> bool:
-    """Whether `x` `[..., width]` is one token on the CPU that no gradient is wanted for."""
-    return (
-        x.is_cpu
-        and x.numel() == width
-        and x.dtype == weight.dtype
-        and is_ordinary(x)
-        and not (x.requires_grad and torch.is_grad_enabled())
-        and not torch.is_autocast_enabled("cpu")
-    )
+            known[kind] = key, given, make()  # the tensors, so that nothing else gets their ids
+    found: _Made = known[kind][-1]
+    return found
 
 
 FEWEST_TOKENS = 8
 FEWEST_PRODUCTS = 20_000_000
-"""Tokens, and multiply-adds, from which it pays to put an up projection off."""
+"""Tokens, and multiply-adds, from which it pays to put an up projection off, other than for a
+kernel in C."""
 
 
 def _autocast(*tensors: Any) -> tuple[Any, ...]:
@@ -152,9 +134,12 @@ class BlockUp(UpLayer):
 
     def project(self, x: Tensor) -> Tensor:
         """`[..., inputs]` -> `[..., sources * hidden]`."""
+        numbers = (self.inputs, self.weight, self.bias, self.coupling)
+        if few.usable(x, self.in_features, *numbers[1:]):
+            return kept(self, few.FewUp, numbers, lambda: few.FewUp(self.spec, *numbers))(x)
         if self._may_wait(x):
             return self._put_off(x)
-        return self._project(x, self.weight, self.bias, self.coupling)
+        return self._project(x, *numbers[1:])
 
     def _project(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, coupling: Tensor | None
@@ -162,27 +147,20 @@ class BlockUp(UpLayer):
         if gpu.usable(x, weight, self.shape.alpha):
             mu = self.couplings() if coupling is None else coupling.view(self.shape.sources, -1)
             return gpu.up(x, weight, self.inputs, bias, self.shape, coupling=mu)
-        ups, single = kept(
-            self,
-            (self.inputs, weight, bias, coupling),
-            lambda: [
-                UpPart(self.spec, part, self.inputs, weight, bias, coupling) for part in self.parts
-            ],
-            lambda ups: SingleUp(ups[0]) if applies(self.spec, ups) else None,
-        )
-        if single is not None and is_single(x, self.in_features, weight):
-            return single(x.reshape(-1)).view(*x.shape[:-1], -1)
-        return project_up(self.spec, ups, x)
+        numbers = (self.inputs, weight, bias, coupling)
+        make = lambda: [UpPart(self.spec, part, *numbers) for part in self.parts]  # noqa: E731
+        return project_up(self.spec, kept(self, UpPart, numbers, make), x)
 
     def _may_wait(self, x: Tensor) -> bool:
         """Whether it pays, and harms nobody, to put the call off (see `fpe_hf.layers.hidden`)."""
         if torch.compiler.is_compiling():  # before any number becomes a condition
             return False
         tokens = x.numel() // self.in_features
+        many = tokens >= FEWEST_TOKENS and tokens * self.weight.numel() >= FEWEST_PRODUCTS
         return (
             x.is_cpu
-            and tokens >= FEWEST_TOKENS
-            and tokens * self.weight.numel() >= FEWEST_PRODUCTS
+            and tokens > 0
+            and (many or mlp.fits(x, self.weight))
             and CHANNEL_AXES[self.stock] == -1
             and not (self._forward_hooks or self._forward_pre_hooks)
             and may_wait(x, *self.numbers().values())
@@ -283,16 +261,16 @@ class BlockDown(DownLayer):
             hidden = hidden.made()
         if self.outputs is not None and gpu.usable(hidden, self.weight, self.shape.alpha):
             return gpu.down(hidden, self.weight, self.outputs, self.bias, self.shape)
-        downs, single = kept(
+        numbers = (self.outputs, self.weight, self.bias)
+        if few.usable(hidden, self.in_features, self.weight, self.bias):
+            own = kept(self, few.FewDown, numbers, lambda: few.FewDown(self.spec, *numbers))
+            return own(hidden)
+        downs = kept(
             self,
-            (self.outputs, self.weight, self.bias),
+            DownPart,
+            (self.outputs, self.weight),
             lambda: [DownPart(self.spec, part, self.outputs, self.weight) for part in self.parts],
-            lambda downs: (
-                SingleDown(self.spec, downs[0], self.bias) if applies(self.spec, downs) else None
-            ),
         )
-        if single is not None and is_single(hidden, self.in_features, self.weight):
-            return single(hidden.reshape(-1)).view(*hidden.shape[:-1], -1)
         return project_down(self.spec, downs, hidden, self.bias)
 
     def dense_weight(self) -> Tensor:

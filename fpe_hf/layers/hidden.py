@@ -19,7 +19,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ..kernels.chunked import ChunkedMLP, Expression
+from ..errors import StaleError
+from ..kernels import mlp
+from ..kernels.chunked import ChunkedMLP
+from ..kernels.expression import Expression
 from ..kernels.ordinary import is_ordinary
 from ..kernels.pointwise import Node, Source, Step, evaluate, is_elementwise, sources
 from ..planning import BlockSpec
@@ -47,8 +50,8 @@ class Pending:
 
     Attributes:
         spec: The block.
-        rows: What it reads `[in_features, tokens]`. A copy: the original may be overwritten before
-            the call is made.
+        x: What it reads `[tokens, in_features]`. A copy: the original may be overwritten before the
+            call is made.
         numbers: Its index, weight, bias and coupling.
         lead: Leading dimensions of what it was given.
         project: Makes the call: `project(x, weight, bias, coupling)`.
@@ -64,25 +67,46 @@ class Pending:
         recompute: bool,
     ) -> None:
         self.spec = spec
-        self.rows = x.reshape(-1, spec.in_features).t().clone(memory_format=_CONTIGUOUS)
+        self.x = x.reshape(-1, spec.in_features).clone(memory_format=torch.contiguous_format)
         self.numbers = numbers
         self.lead = x.shape[:-1]
         self.project = project
         self.recompute = recompute
+        self._stamps = self._stamp()
+
+    def _stamp(self) -> list[tuple[int, int]]:
+        """Where its numbers are, and how often they have been written to."""
+        return [
+            (t.data_ptr(), 0 if t.is_inference() else t._version)
+            for t in self.numbers
+            if t is not None
+        ]
+
+    def check(self) -> None:
+        """Checks that the call still means what it meant.
+
+        Raises:
+            StaleError: A parameter has been changed meanwhile.
+        """
+        if self._stamp() != self._stamps:
+            raise StaleError(
+                f"block {self.spec.name!r}: the weights were changed after its up projection ran and "
+                "before its hidden activations were read; read them (a copy: h + 0) before an "
+                "optimizer or a cast changes the weights, or run within eager_hidden() of "
+                "fpe_hf.layers.hidden."
+            )
 
     @property
     def trained(self) -> tuple[Tensor | None, ...]:
         """What its result depends on: what it reads, weight, bias and coupling."""
-        return (self.rows, *self.numbers[1:])
+        return (self.x, *self.numbers[1:])
 
     def value(self, trained: tuple[Tensor | None, ...]) -> Tensor:
         """Its result, from tensors in the place of its own."""
-        rows, *numbers = trained
-        assert rows is not None
-        return self.project(rows.t().reshape(*self.lead, -1), *numbers)
-
-
-_CONTIGUOUS = torch.contiguous_format
+        self.check()
+        x, *numbers = trained
+        assert x is not None
+        return self.project(x.view(*self.lead, -1), *numbers)
 
 
 class Hidden(Tensor):
@@ -118,7 +142,7 @@ class Hidden(Tensor):
         spec = source.up.spec
         width = spec.hidden * (spec.sources_per_up if source.source < 0 else 1)
         hidden: Hidden = Tensor._make_wrapper_subclass(
-            Hidden, (*source.up.lead, width), dtype=sample.dtype, device=source.up.rows.device
+            Hidden, (*source.up.lead, width), dtype=sample.dtype, device=source.up.x.device
         )
         hidden.node = node
         hidden.sample = sample
@@ -216,8 +240,10 @@ def finish(
     whole = any(source.source < 0 for source in order)
     if hidden.numbers is not None or whole or any(p.spec != spec for p in pendings):
         return None
+    for pending in pendings:
+        pending.check()
     places = tuple((pendings.index(s.up), s.source) for s in order)
-    tensors = [t for p in pendings for t in (p.rows, *p.numbers)]
+    tensors = [t for p in pendings for t in (p.x, *p.numbers)]
     # Within an autograd function nothing tells whether its result will have gradients.
     trained = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (*tensors, weight, bias)
@@ -225,7 +251,8 @@ def finish(
     keep = trained and not any(pending.recompute for pending in pendings)
     expression = Expression(spec, hidden.node, tuple(order), places, len(pendings), keep)
     operands = (*tensors, outputs, weight, bias)
-    result: Tensor = ChunkedMLP.apply(expression, *operands)  # type: ignore[no-untyped-call]
+    way = mlp.FusedMLP if mlp.usable(expression, operands) else ChunkedMLP
+    result: Tensor = way.apply(expression, *operands)  # type: ignore[no-untyped-call]
     return result.view(*pendings[0].lead, spec.out_features)
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fpe_hf.errors import CheckpointError
-from fpe_hf.kernels import single
 from fpe_hf.layers import BlockDown, BlockUp, FPELayer
 from fpe_hf.layers.block import _kept, check_index
 from planning.cases import Case, cases, make_case
@@ -125,26 +123,3 @@ def test_kept_views_do_not_reach_the_graph() -> None:
     found.sum().backward()
     assert up.weight.grad is not None
     assert bool(up.weight.grad.any())
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("fan_out", ["replicate", "partition"])
-@pytest.mark.parametrize("bias", ["shared", "child", None])
-@pytest.mark.parametrize(("d", "tile_size"), [(12, None), (12, 2), (13, None)])
-def test_one_token(
-    monkeypatch: pytest.MonkeyPatch, fan_out: str, bias: str | None, d: int, tile_size: int | None
-) -> None:
-    """Matrix-vector products give what matrices give, in every shape that a token may have."""
-    monkeypatch.setattr(single, "LARGE", 1)
-    options: dict[str, Any] = {"biased": False} if bias is None else {"bias": bias}
-    case = make_case(
-        d=d, h=6, o=12, layout="block", alpha=3, tile_size=tile_size, fan_out=fan_out,
-        dtype=torch.float64, **options,
-    )  # fmt: skip
-    for layer in case.layers():
-        x = torch.randn(layer.in_features, dtype=torch.float64)
-        expected = torch.nn.functional.linear(x, layer.dense_weight(), layer.dense_bias())
-        for shape in ((-1,), (1, -1), (1, 1, -1)):
-            torch.testing.assert_close(layer(x.view(shape)), expected.view(shape))
-        if d == 12 and bias != "child":  # else the children differ in size
-            assert _kept[layer][2][1] is not None

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fpe_hf.errors import StaleError
 from fpe_hf.kernels import chunked
 from fpe_hf.layers import FPELayer, block
 from fpe_hf.layers.hidden import Hidden, eager_hidden
@@ -241,6 +242,23 @@ def test_what_it_reads_may_be_overwritten() -> None:
         hidden = functional.gelu(model.ups[0](x))
         x.zero_()
         torch.testing.assert_close(model.down(hidden), expected)
+
+
+@pytest.mark.parametrize("way", ["step", "cast", "load"])
+def test_stale_hidden_activations_are_refused(way: str) -> None:
+    model = MLP(plain_case())
+    with torch.no_grad():
+        hidden = model.ups[0](X)
+        if way == "step":
+            model.ups[0].weight.add_(1)
+        elif way == "cast":
+            model.float()
+        else:
+            model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()})
+        with pytest.raises(StaleError, match="'mlp': the weights were changed"):
+            print(hidden)
+        with pytest.raises(StaleError):
+            model.down(hidden)
 
 
 def test_looking_at_it_without_gradients_costs_no_gradient() -> None:

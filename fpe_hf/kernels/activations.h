@@ -5,12 +5,11 @@
  * Errors are a few units in the last place of the largest term, as in float32 libraries.
  */
 
+#ifndef FPE_ACTIVATIONS_H
+#define FPE_ACTIVATIONS_H
+
 #include <stdint.h>
 #include <string.h>
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 enum { RELU = 0, SIGMOID_LINEAR = 1, GELU = 2, GELU_TANH = 3 };
 
@@ -82,47 +81,6 @@ static inline void activation(int kind, float scale, float x, float *value, floa
     }
 }
 
-/* `up` may be NULL: no gate. */
-static inline void forward(
-    int kind, float scale, const float *pre, const float *up, float *out, int64_t first,
-    int64_t last) {
-    float slope;
-    if (up) {
-#pragma GCC ivdep
-        for (int64_t i = first; i < last; i++) {
-            float value;
-            activation(kind, scale, pre[i], &value, &slope);
-            out[i] = value * up[i];
-        }
-    } else {
-#pragma GCC ivdep
-        for (int64_t i = first; i < last; i++) activation(kind, scale, pre[i], &out[i], &slope);
-    }
-}
-
-/* `to_out` is the gradient of `out`, which is written, too, as are the gradients of `pre` and `up`. */
-static inline void backward(
-    int kind, float scale, const float *pre, const float *up, const float *to_out, float *out,
-    float *to_pre, float *to_up, int64_t first, int64_t last) {
-    if (up) {
-#pragma GCC ivdep
-        for (int64_t i = first; i < last; i++) {
-            float value, slope;
-            activation(kind, scale, pre[i], &value, &slope);
-            out[i] = value * up[i];
-            to_up[i] = to_out[i] * value;
-            to_pre[i] = to_out[i] * up[i] * slope;
-        }
-    } else {
-#pragma GCC ivdep
-        for (int64_t i = first; i < last; i++) {
-            float slope;
-            activation(kind, scale, pre[i], &out[i], &slope);
-            to_pre[i] = to_out[i] * slope;
-        }
-    }
-}
-
 /* The kind is a constant in each call, so that loops are compiled without branches. */
 #define BY_KIND(call)                                     \
     switch (kind) {                                       \
@@ -132,36 +90,60 @@ static inline void backward(
         default: call(GELU_TANH);                         \
     }
 
-#ifdef _OPENMP
-#define SHARE(first, last)                                                  \
-    const int64_t here = omp_get_thread_num(), all = omp_get_num_threads(); \
-    const int64_t first = count * here / all, last = count * (here + 1) / all;
-#else
-#define SHARE(first, last) const int64_t first = 0, last = count;
-#endif
-
-void fpe_activate(
-    int kind, float scale, const float *pre, const float *up, float *out, int64_t count,
-    int threads) {
-    (void)threads;
-#pragma omp parallel num_threads(threads)
-    {
-        SHARE(first, last)
-#define CALL(k) forward(k, scale, pre, up, out, first, last)
-        BY_KIND(CALL)
-#undef CALL
+static inline __attribute__((always_inline)) void activate_kind(
+    int kind, float scale, const float *pre, const float *up, float *out, int64_t count) {
+    float slope;
+    if (up) {
+#pragma GCC ivdep
+        for (int64_t i = 0; i < count; i++) {
+            float value;
+            activation(kind, scale, pre[i], &value, &slope);
+            out[i] = value * up[i];
+        }
+    } else {
+#pragma GCC ivdep
+        for (int64_t i = 0; i < count; i++) activation(kind, scale, pre[i], &out[i], &slope);
     }
 }
 
-void fpe_activate_back(
+static inline __attribute__((always_inline)) void activate_back_kind(
     int kind, float scale, const float *pre, const float *up, const float *to_out, float *out,
-    float *to_pre, float *to_up, int64_t count, int threads) {
-    (void)threads;
-#pragma omp parallel num_threads(threads)
-    {
-        SHARE(first, last)
-#define CALL(k) backward(k, scale, pre, up, to_out, out, to_pre, to_up, first, last)
-        BY_KIND(CALL)
-#undef CALL
+    float *to_pre, float *to_up, int64_t count) {
+    if (up) {
+#pragma GCC ivdep
+        for (int64_t i = 0; i < count; i++) {
+            float value, slope;
+            activation(kind, scale, pre[i], &value, &slope);
+            const float upstream = to_out[i];
+            out[i] = value * up[i];
+            to_up[i] = upstream * value;
+            to_pre[i] = upstream * up[i] * slope;
+        }
+    } else {
+#pragma GCC ivdep
+        for (int64_t i = 0; i < count; i++) {
+            float slope;
+            activation(kind, scale, pre[i], &out[i], &slope);
+            to_pre[i] = to_out[i] * slope;
+        }
     }
 }
+
+/* Hidden activations. `up` may be NULL: no gate. */
+static inline void activate(
+    int kind, float scale, const float *pre, const float *up, float *out, int64_t count) {
+#define CALL(k) activate_kind(k, scale, pre, up, out, count)
+    BY_KIND(CALL)
+#undef CALL
+}
+
+/* The same, and from `to_out`, the gradient of `out`, those of `pre` and `up`. */
+static inline void activate_back(
+    int kind, float scale, const float *pre, const float *up, const float *to_out, float *out,
+    float *to_pre, float *to_up, int64_t count) {
+#define CALL(k) activate_back_kind(k, scale, pre, up, to_out, out, to_pre, to_up, count)
+    BY_KIND(CALL)
+#undef CALL
+}
+
+#endif

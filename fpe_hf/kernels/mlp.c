@@ -1,0 +1,715 @@
+/* An MLP of the `block` layout as one operation, forward and backward, in float32.
+ *
+ * Tokens are taken a chunk at a time, hidden neurons a part at a time: as many as stay in cache.
+ * Every product has the same form: a few rows of a matrix, read as they lie, times a panel of columns.
+ * What children read is gathered into panels once per chunk; what they make is a panel already; what
+ * they write is added up in panels and leaves them once per chunk.
+ *
+ * A matrix in panels is `[panels, rows, PANEL]`: its columns in groups, the last filled up with zeros.
+ * All threads run the same program and share its loops; sums are made in one order, whatever their
+ * number. Nothing here can fail or allocate.
+ */
+
+#include "activations.h"
+#include "block.h"
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#if LANES == 8
+#define WIDE 2 /* there are 16 registers, and 32 elsewhere */
+#else
+#define WIDE 4
+#endif
+#define PANEL (LANES * WIDE)
+#define HEIGHT 6 /* rows of a product at a time: HEIGHT * WIDE sums fill the registers */
+
+/* ---- products ---- */
+
+/* The left operand of a product: the k-th of a row are `step` apart, rows `row`. */
+typedef struct {
+    const float *start;
+    int64_t row, step;
+} Rows;
+
+/* Terms of a product: `groups` times `PANEL`, the last group `last`; from one group to the next the
+ * operands advance by `left` and `right`. */
+typedef struct {
+    int64_t groups, last, left, right;
+} Terms;
+
+static inline Terms in_one(int64_t count) { return (Terms){-1, count, 0, 0}; }
+
+ALWAYS void product_wide(
+    int wide, int64_t rows, Rows a, const float *b, Terms terms, float *c, int64_t stride, int add) {
+    lanes sums[HEIGHT][WIDE];
+    int64_t at[HEIGHT];
+    for (int i = 0; i < HEIGHT; i++) {
+        at[i] = least(i, rows - 1) * a.row; /* those that are not there are computed, not stored */
+        for (int j = 0; j < wide; j++) sums[i][j] = (lanes){0};
+    }
+    const int64_t groups = terms.groups < 0 ? 1 : terms.groups;
+    for (int64_t group = 0; group < groups; group++) {
+        const int64_t count = group == groups - 1 ? terms.last : PANEL;
+        const float *left = a.start + group * terms.left, *right = b + group * terms.right;
+        for (int64_t k = 0; k < count; k++) {
+            lanes column[WIDE];
+            for (int j = 0; j < wide; j++) column[j] = *(const lanes *)(right + LANES * j);
+            for (int i = 0; i < HEIGHT; i++) {
+                const lanes value = left[at[i]] - (lanes){0}; /* in all lanes */
+                for (int j = 0; j < wide; j++) sums[i][j] += value * column[j];
+            }
+            left += a.step;
+            right += PANEL;
+        }
+    }
+    for (int i = 0; i < HEIGHT; i++) {
+        if (i >= rows) break;
+        for (int j = 0; j < wide; j++) {
+            lanes *target = (lanes *)(c + i * stride + LANES * j);
+            *target = add ? *target + sums[i][j] : sums[i][j];
+        }
+    }
+}
+
+/* `c = a b`, or `c += a b`: up to HEIGHT rows, `columns` of a panel `b`. All lanes of the last vector
+ * of a row of `c` are written, whatever `columns`. */
+static void product(
+    int64_t columns, int64_t rows, Rows a, const float *b, Terms terms, float *c, int64_t stride,
+    int add) {
+    switch (pieces(columns, LANES)) {
+        case 1: product_wide(1, rows, a, b, terms, c, stride, add); break;
+#if WIDE > 1
+        case 2: product_wide(2, rows, a, b, terms, c, stride, add); break;
+#endif
+#if WIDE > 2
+        case 3: product_wide(3, rows, a, b, terms, c, stride, add); break;
+        case 4: product_wide(4, rows, a, b, terms, c, stride, add); break;
+#endif
+        default: break;
+    }
+}
+
+/* Asks for rows of a matrix before they are needed: with few columns there is little to do meanwhile. */
+static inline void expect(const float *start, int64_t rows, int64_t stride, int64_t count) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t k = 0; k < count; k += 16) __builtin_prefetch(start + i * stride + k);
+}
+
+/* The same, and nothing beside the columns is written. */
+static void product_within(
+    int64_t columns, int64_t rows, Rows a, const float *b, Terms terms, float *c, int64_t stride,
+    int add) {
+    if (columns % LANES == 0) {
+        product(columns, rows, a, b, terms, c, stride, add);
+        return;
+    }
+    float whole[HEIGHT * PANEL];
+    product(columns, rows, a, b, terms, whole, PANEL, 0);
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < columns; j++)
+            c[i * stride + j] = whole[i * PANEL + j] + (add ? c[i * stride + j] : 0.0f);
+}
+
+#define MOST_CHILDREN 256 /* MAX_ALPHA */
+#define MOST_SOURCES 2
+
+/* What follows from a description, and the working memory. */
+typedef struct {
+    const Block *block;
+    const Up *ups;
+    const Down *down;
+    int64_t made;    /* children whose hidden activations are made: one if they are equal */
+    int64_t sources; /* of all up projections */
+    int64_t reads, writes; /* of all children of a tile */
+    int64_t read_from[MOST_CHILDREN], write_from[MOST_CHILDREN]; /* where a child's begin */
+    int64_t packed_from[MOST_CHILDREN], inputs_from[MOST_CHILDREN]; /* the same in `packed`, `tokens` */
+    int64_t panels;  /* of the chunk */
+    int64_t in_last; /* tokens in the last of them */
+    float *turned[MOST_SOURCES]; /* by up projection: x, [panels, in_features, PANEL] */
+    float *total;    /* result, or its gradient, [panels, out_features, PANEL] */
+    float *read[MOST_SOURCES]; /* by up projection: what children read, [panels, reads, PANEL] */
+    float *sums[MOST_SOURCES]; /* by source: partial sums, [panels, made * parents, PANEL] */
+    float *hidden;             /* [panels, made * parents, PANEL] */
+    float *written;            /* what children write, or its gradient, [panels, writes, PANEL] */
+    float *to_pre[MOST_SOURCES];  /* gradients of the sums, as these */
+    float *hidden_tokens;         /* hidden activations, by child: columns are neurons, rows tokens */
+    float *tokens[MOST_SOURCES];  /* what children read, the same way */
+    float *packed;                /* outgoing weights, by child: [writes, stride] */
+    float *to_read[MOST_SOURCES]; /* gradient of what they read */
+    float *to_x[MOST_SOURCES];    /* gradient of x, [panels, in_features, PANEL] */
+} Work;
+
+/* A part of a tile: some parents with all their children. */
+typedef struct {
+    int64_t tile, first, count; /* the tile, the first parent within it, and how many */
+} Part;
+
+static inline Part part_of(const Work *w, int64_t tile, int64_t first) {
+    const int64_t parents = w->block->starts[tile + 1] - w->block->starts[tile];
+    return (Part){tile, first, least(w->block->part, parents - first)};
+}
+
+static inline int64_t in_panel(const Work *w, int64_t panel) {
+    return panel == w->panels - 1 ? w->in_last : PANEL;
+}
+
+/* Columns of a panel that hold anything, in whole vectors. The others are never read. */
+static inline int64_t wide(const Work *w, int64_t panel) {
+    return pieces(in_panel(w, panel), LANES) * LANES;
+}
+
+static inline int64_t stride_of(const Part *part) { return part->count + LANES; }
+
+static inline int64_t child_of(const Work *w, int64_t child) { return w->block->equal ? 0 : child; }
+
+/* A child's incoming weights of a source, from the part's first parent on. */
+static inline int64_t up_at(const Work *w, const Part *part, int64_t source, int64_t child) {
+    const int64_t before = w->read_from[child], skipped = part->first * w->block->reads[child];
+    return up_weights(w->block, part->tile, source, child, w->reads, before) + skipped;
+}
+
+/* A child's outgoing weights, from the part's first parent on, and the distance of their rows. */
+static inline int64_t down_at(const Work *w, const Part *part, int64_t child, int64_t *stride) {
+    const int64_t before = w->write_from[child];
+    return down_weights(w->block, part->tile, child, w->writes, before, stride) + part->first;
+}
+
+/* ---- memory ---- */
+
+static float *take(float **next, int64_t count) {
+    float *own = *next;
+    *next += pieces(count, LANES) * LANES;
+    return own;
+}
+
+/* Lays out the working memory from `scratch` on; returns its end. */
+static float *lay_out(
+    Work *w, const Block *block, const Up *ups, const Down *down, float *scratch, int kept, int back) {
+    *w = (Work){.block = block, .ups = ups, .down = down};
+    w->made = block->equal ? 1 : block->alpha;
+    w->sources = block->ups * block->sources;
+    const int64_t chunk = pieces(least(block->chunk, block->tokens), PANEL) * PANEL;
+    int64_t packed = 0, inputs = 0;
+    const int64_t stride = block->part + LANES;
+    for (int64_t child = 0; child < block->alpha; child++) {
+        w->read_from[child] = w->reads;
+        w->write_from[child] = block->replicate ? 0 : w->writes;
+        w->packed_from[child] = packed;
+        w->inputs_from[child] = inputs;
+        w->reads += block->reads[child];
+        w->writes = block->replicate ? block->writes[0] : w->writes + block->writes[child];
+        packed += block->writes[child] * stride;
+        inputs += pieces(block->reads[child], PANEL) * PANEL * chunk;
+    }
+    const int64_t rows = chunk * w->made * block->part;
+    w->total = take(&scratch, chunk * block->out_features);
+    w->written = take(&scratch, chunk * w->writes);
+    w->hidden = take(&scratch, rows);
+    for (int64_t up = 0; up < block->ups; up++) {
+        w->turned[up] = take(&scratch, chunk * block->in_features);
+        w->read[up] = take(&scratch, chunk * w->reads);
+    }
+    for (int64_t s = 0; s < w->sources; s++) w->sums[s] = kept ? 0 : take(&scratch, rows);
+    if (!back) return scratch;
+    w->hidden_tokens = take(&scratch, chunk * w->made * pieces(block->part, PANEL) * PANEL);
+    w->packed = take(&scratch, packed);
+    for (int64_t s = 0; s < w->sources; s++) w->to_pre[s] = take(&scratch, rows);
+    for (int64_t up = 0; up < block->ups; up++) {
+        w->tokens[up] = take(&scratch, inputs);
+        w->to_read[up] = take(&scratch, chunk * w->reads);
+        w->to_x[up] = take(&scratch, chunk * block->in_features);
+    }
+    return scratch;
+}
+
+/* How many numbers the caller is to provide: the partial sums, if they are kept, and the working
+ * memory forward and backward, with the sums kept and without. */
+typedef struct {
+    int64_t sums, forward[2], back[2];
+} Sizes;
+
+void fpe_mlp_sizes(const Block *block, Sizes *sizes) {
+    Work w;
+    for (int kept = 0; kept < 2; kept++) {
+        sizes->forward[kept] = lay_out(&w, block, 0, 0, 0, kept, 0) - (float *)0;
+        sizes->back[kept] = lay_out(&w, block, 0, 0, 0, kept, 1) - (float *)0;
+    }
+    const int64_t rows = w.sources * w.made * block->starts[block->tiles];
+    sizes->sums = rows * pieces(block->tokens, PANEL) * PANEL;
+}
+
+/* ---- into panels and out of them ---- */
+
+/* `[tokens, features]` from token `first` on -> `[panels, features, PANEL]`. */
+static void turn(const Work *w, const float *from, int64_t features, int64_t first, float *to) {
+    const int64_t groups = pieces(features, LANES);
+    SHARED for (int64_t item = 0; item < w->panels * groups; item++) {
+        const int64_t panel = item / groups, begin = item % groups * LANES;
+        const int64_t end = least(begin + LANES, features), filled = in_panel(w, panel);
+        float *own = to + panel * features * PANEL;
+        for (int64_t j = 0; j < filled; j++) {
+            const float *row = from + (first + panel * PANEL + j) * features;
+            for (int64_t f = begin; f < end; f++) own[f * PANEL + j] = row[f];
+        }
+        for (int64_t f = begin; f < end; f++)
+            for (int64_t j = filled; j < PANEL; j++) own[f * PANEL + j] = 0.0f;
+    }
+}
+
+/* The reverse, with biases if there are any. */
+static void turn_back(
+    const Work *w, const float *from, const float *bias, int64_t features, int64_t first, float *to) {
+    const int64_t groups = pieces(features, LANES);
+    SHARED for (int64_t item = 0; item < w->panels * groups; item++) {
+        const int64_t panel = item / groups, begin = item % groups * LANES;
+        const int64_t end = least(begin + LANES, features), filled = in_panel(w, panel);
+        const float *own = from + panel * features * PANEL;
+        for (int64_t j = 0; j < filled; j++) {
+            float *row = to + (first + panel * PANEL + j) * features;
+            for (int64_t f = begin; f < end; f++)
+                row[f] = own[f * PANEL + j] + (bias ? bias[f] : 0.0f);
+        }
+    }
+}
+
+/* Rows of `[panels, features, PANEL]` -> `[panels, count, PANEL]`. */
+static void gather(
+    const Work *w, const float *from, int64_t features, const int32_t *index, int64_t count, float *to) {
+    SHARED for (int64_t item = 0; item < w->panels * count; item++) {
+        const int64_t panel = item / count;
+        const float *own = from + (panel * features + index[item % count]) * PANEL;
+        memcpy(to + item * PANEL, own, PANEL * sizeof(float));
+    }
+}
+
+/* The reverse, adding. Children may share an index, so threads share columns, not rows. */
+static void scatter(
+    const Work *w, const float *from, int64_t features, const int32_t *index, int64_t count, float *to) {
+    SHARED for (int64_t item = 0; item < w->panels * WIDE; item++) {
+        const int64_t panel = item / WIDE, column = item % WIDE * LANES;
+        if (column >= in_panel(w, panel)) continue;
+        for (int64_t row = 0; row < count; row++) {
+            const float *own = from + (panel * count + row) * PANEL + column;
+            lanes *sum = (lanes *)(to + (panel * features + index[row]) * PANEL + column);
+            *sum += *(const lanes *)own;
+        }
+    }
+}
+
+static void clear(const Work *w, float *to, int64_t features) {
+    SHARED for (int64_t panel = 0; panel < w->panels; panel++)
+        memset(to + panel * features * PANEL, 0, features * PANEL * sizeof(float));
+}
+
+/* What a child reads, token by token: columns are its inputs, in panels. */
+static void gather_tokens(const Work *w, int64_t up, int64_t tile, int64_t first) {
+    const Block *block = w->block;
+    const int64_t rows = w->panels * PANEL, filled = (w->panels - 1) * PANEL + w->in_last;
+    for (int64_t child = 0; child < block->alpha; child++) {
+        const int32_t *index = w->ups[up].inputs + tile * w->reads + w->read_from[child];
+        const int64_t reads = block->reads[child], panels = pieces(reads, PANEL);
+        float *to = w->tokens[up] + w->inputs_from[child];
+        SHARED for (int64_t row = 0; row < rows; row++) {
+            const float *x = w->ups[up].x + (first + row) * block->in_features;
+            for (int64_t panel = 0; panel < panels; panel++) {
+                float *own = to + (panel * rows + row) * PANEL;
+                const int32_t *from = index + panel * PANEL;
+                const int64_t count = row < filled ? least(PANEL, reads - panel * PANEL) : 0;
+                for (int64_t j = 0; j < count; j++) own[j] = x[from[j]];
+                for (int64_t j = count; j < PANEL; j++) own[j] = 0.0f;
+            }
+        }
+    }
+}
+
+/* ---- the steps of a part ---- */
+
+/* Partial sums of a source. */
+static void make_sums(const Work *w, const Part *part, int64_t up, int64_t source) {
+    const Block *block = w->block;
+    const int64_t blocks = pieces(part->count, HEIGHT), each = blocks * w->panels;
+    float *sums = w->sums[up * block->sources + source];
+    SHARED for (int64_t item = 0; item < w->made * each; item++) {
+        const int64_t made = item / each, p = item % each / w->panels * HEIGHT;
+        const int64_t panel = item % w->panels, rows = least(HEIGHT, part->count - p);
+        float *to = sums + ((panel * w->made + made) * part->count + p) * PANEL;
+        const int64_t last = block->equal ? block->alpha : made + 1;
+        for (int64_t child = made; child < last; child++) {
+            const int64_t reads = block->reads[child];
+            const float *weight = w->ups[up].weight + up_at(w, part, source, child) + p * reads;
+            if (panel == 0) expect(weight + HEIGHT * reads, HEIGHT, reads, reads);
+            const float *read = w->read[up] + (panel * w->reads + w->read_from[child]) * PANEL;
+            product(
+                in_panel(w, panel), rows, (Rows){weight, reads, 1}, read, in_one(reads), to, PANEL,
+                child > made);
+        }
+    }
+}
+
+/* A parent's partial sums of a source in a panel, child after child. */
+static inline const float *sums_at(const Work *w, const Part *part, int64_t s, int64_t panel, int64_t p) {
+    return w->sums[s] + (panel * w->made * part->count + p) * PANEL;
+}
+
+static inline float mu_of(
+    const Work *w, const Part *part, const Up *up, int64_t source, int64_t p) {
+    if (!up->coupling) return (float)w->block->coupling;
+    return up->coupling[coupling_at(w->block, part->tile, source, part->first + p)];
+}
+
+/* Their total, where it is needed. */
+static inline void total_of(
+    const Work *w, const Part *part, int64_t columns, const float *sums, float *total) {
+    if (!w->block->coupled || w->block->equal) return;
+    for (int64_t j = 0; j < columns; j++) total[j] = 0.0f;
+    for (int64_t child = 0; child < w->made; child++)
+        for (int64_t j = 0; j < columns; j++) total[j] += sums[child * part->count * PANEL + j];
+}
+
+/* Pre-activations of one child of a parent. */
+static inline void finish(
+    const Work *w, const Part *part, int64_t s, int64_t child, int64_t p, int64_t columns,
+    const float *sums, const float *total, float *pre) {
+    const Up *up = &w->ups[s / w->block->sources];
+    const int64_t source = s % w->block->sources;
+    const float bias = up->bias ? up->bias[bias_at(w->block, part->tile, source, child, part->first + p)] : 0.0f;
+    const float *own = sums + child * part->count * PANEL;
+    if (w->block->coupled && !w->block->equal) {
+        const float mu = mu_of(w, part, up, source, p);
+        for (int64_t j = 0; j < columns; j++) pre[j] = own[j] + mu * (total[j] - own[j]) + bias;
+    } else {
+        for (int64_t j = 0; j < columns; j++) pre[j] = own[j] + bias;
+    }
+}
+
+static void make_hidden(const Work *w, const Part *part) {
+    const Block *block = w->block;
+    SHARED for (int64_t item = 0; item < w->panels * part->count; item++) {
+        const int64_t panel = item / part->count, p = item % part->count, columns = wide(w, panel);
+        float total[MOST_SOURCES][PANEL], pre[MOST_SOURCES][PANEL];
+        for (int64_t s = 0; s < w->sources; s++)
+            total_of(w, part, columns, sums_at(w, part, s, panel, p), total[s]);
+        for (int64_t child = 0; child < w->made; child++) {
+            for (int64_t s = 0; s < w->sources; s++)
+                finish(
+                    w, part, s, child, p, columns, sums_at(w, part, s, panel, p), total[s], pre[s]);
+            float *hidden = w->hidden + ((panel * w->made + child) * part->count + p) * PANEL;
+            const float *gate = block->gate < 0 ? 0 : pre[block->gate];
+            activate((int)block->kind, (float)block->scale, pre[block->activated], gate, hidden,
+                columns);
+        }
+    }
+}
+
+/* What the children write, or more of it. */
+static void write(const Work *w, const Part *part) {
+    const Block *block = w->block;
+    const int add = part->first > 0;
+    for (int64_t group = 0; group < (block->replicate ? 1 : block->alpha); group++) {
+        const int64_t blocks = pieces(block->writes[group], HEIGHT);
+        const int64_t last = block->replicate ? block->alpha : group + 1;
+        SHARED for (int64_t item = 0; item < blocks * w->panels; item++) {
+            const int64_t panel = item % w->panels, o = item / w->panels * HEIGHT;
+            const int64_t rows = least(HEIGHT, block->writes[group] - o);
+            float *to = w->written + (panel * w->writes + w->write_from[group] + o) * PANEL;
+            for (int64_t child = group; child < last; child++) {
+                int64_t stride;
+                const float *weight = w->down->weight + down_at(w, part, child, &stride);
+                const int64_t row = (panel * w->made + child_of(w, child)) * part->count;
+                if (panel == 0) expect(weight + (o + HEIGHT) * stride, HEIGHT, stride, part->count);
+                product(
+                    in_panel(w, panel), rows, (Rows){weight + o * stride, stride, 1},
+                    w->hidden + row * PANEL, in_one(part->count), to, PANEL, add || child > group);
+            }
+        }
+    }
+}
+
+/* ---- backwards ---- */
+
+/* Gradient of the hidden activations, where that of the pre-activations will be. */
+static void hidden_back(const Work *w, const Part *part) {
+    const Block *block = w->block;
+    const int64_t packed = stride_of(part);
+    for (int64_t child = 0; child < block->alpha; child++) {
+        int64_t stride;
+        const float *weight = w->down->weight + down_at(w, part, child, &stride);
+        SHARED for (int64_t o = 0; o < block->writes[child]; o++) {
+            expect(weight + (o + 4) * stride, 1, stride, part->count);
+            memcpy(
+                w->packed + w->packed_from[child] + o * packed, weight + o * stride,
+                part->count * sizeof(float));
+        }
+    }
+    const int64_t blocks = pieces(part->count, HEIGHT), each = blocks * w->panels;
+    SHARED for (int64_t item = 0; item < w->made * each; item++) {
+        const int64_t made = item / each, p = item % each / w->panels * HEIGHT;
+        const int64_t panel = item % w->panels, rows = least(HEIGHT, part->count - p);
+        float *to = w->to_pre[w->block->activated] +
+                    ((panel * w->made + made) * part->count + p) * PANEL;
+        const int64_t last = block->equal ? block->alpha : made + 1;
+        for (int64_t child = made; child < last; child++) {
+            const float *weight = w->packed + w->packed_from[child] + p;
+            product(
+                in_panel(w, panel), rows, (Rows){weight, 1, packed},
+                w->written + (panel * w->writes + w->write_from[child]) * PANEL,
+                in_one(block->writes[child]), to, PANEL, child > made);
+        }
+    }
+}
+
+/* Gradients of the sums from those of the pre-activations, and of biases and coupling. */
+static void sums_back(const Work *w, const Part *part, int64_t s, int64_t panel, int64_t p) {
+    const Block *block = w->block;
+    const Up *up = &w->ups[s / block->sources];
+    const int64_t source = s % block->sources, next = part->count * PANEL;
+    const int64_t filled = in_panel(w, panel);
+    float *to_pre = w->to_pre[s] + (panel * w->made * part->count + p) * PANEL;
+    if (up->to_bias)
+        for (int64_t child = 0; child < w->made; child++) {
+            float sum = 0.0f;
+            for (int64_t j = 0; j < filled; j++) sum += to_pre[child * next + j];
+            up->to_bias[bias_at(block, part->tile, source, child, part->first + p)] += sum;
+        }
+    if (!block->coupled || block->equal) return;
+    const float *sums = sums_at(w, part, s, panel, p), mu = mu_of(w, part, up, source, p);
+    float total[PANEL], to_total[PANEL], to_mu = 0.0f;
+    total_of(w, part, filled, sums, total);
+    total_of(w, part, filled, to_pre, to_total);
+    for (int64_t child = 0; child < w->made; child++)
+        for (int64_t j = 0; j < filled; j++) {
+            float *own = &to_pre[child * next + j];
+            to_mu += *own * (total[j] - sums[child * next + j]);
+            *own += mu * (to_total[j] - *own);
+        }
+    if (up->to_coupling)
+        up->to_coupling[coupling_at(block, part->tile, source, part->first + p)] += to_mu;
+}
+
+/* The hidden activations once more, and back through them. */
+static void activation_back(const Work *w, const Part *part) {
+    const Block *block = w->block;
+    SHARED for (int64_t p = 0; p < part->count; p++)
+        for (int64_t panel = 0; panel < w->panels; panel++) {
+            const int64_t columns = wide(w, panel);
+            float total[MOST_SOURCES][PANEL], pre[MOST_SOURCES][PANEL];
+            for (int64_t s = 0; s < w->sources; s++)
+                total_of(w, part, columns, sums_at(w, part, s, panel, p), total[s]);
+            for (int64_t child = 0; child < w->made; child++) {
+                for (int64_t s = 0; s < w->sources; s++)
+                    finish(
+                    w, part, s, child, p, columns, sums_at(w, part, s, panel, p), total[s], pre[s]);
+                const int64_t at = ((panel * w->made + child) * part->count + p) * PANEL;
+                float *to_pre = w->to_pre[block->activated] + at;
+                const int gated = block->gate >= 0;
+                activate_back(
+                    (int)block->kind, (float)block->scale, pre[block->activated],
+                    gated ? pre[block->gate] : 0, to_pre, w->hidden + at, to_pre,
+                    gated ? w->to_pre[block->gate] + at : 0, columns);
+            }
+            for (int64_t s = 0; s < w->sources; s++) sums_back(w, part, s, panel, p);
+        }
+}
+
+/* Gradient of the outgoing weights. */
+static void down_back(const Work *w, const Part *part, int add) {
+    const Block *block = w->block;
+    const int64_t rows = w->panels * PANEL, across = pieces(part->count, PANEL);
+    SHARED for (int64_t item = 0; item < w->made * across * w->panels; item++) {
+        const int64_t made = item / (across * w->panels), begin = item / w->panels % across * PANEL;
+        const int64_t panel = item % w->panels, count = least(PANEL, part->count - begin);
+        const float *from =
+            w->hidden + ((panel * w->made + made) * part->count + begin) * PANEL;
+        float *to = w->hidden_tokens +
+                    ((made * across + begin / PANEL) * rows + panel * PANEL) * PANEL;
+        for (int64_t p = 0; p < count; p += LANES)
+            for (int64_t j = 0; j < in_panel(w, panel); j++)
+                for (int64_t i = p; i < least(p + LANES, count); i++)
+                    to[j * PANEL + i] = from[i * PANEL + j];
+    }
+    const Terms terms = {w->panels, w->in_last, w->writes * PANEL, PANEL * PANEL};
+    for (int64_t child = 0; child < block->alpha; child++) {
+        int64_t stride;
+        float *to = w->down->to_weight + down_at(w, part, child, &stride);
+        const int64_t blocks = pieces(block->writes[child], HEIGHT);
+        SHARED for (int64_t item = 0; item < blocks * across; item++) {
+            const int64_t o = item / across * HEIGHT, own = item % across;
+            const float *written = w->written + (w->write_from[child] + o) * PANEL;
+            product_within(
+                least(PANEL, part->count - own * PANEL), least(HEIGHT, block->writes[child] - o),
+                (Rows){written, PANEL, 1},
+                w->hidden_tokens + (child_of(w, child) * across + own) * rows * PANEL, terms,
+                to + o * stride + own * PANEL, stride, add);
+        }
+    }
+}
+
+/* Gradient of the incoming weights of a source. */
+static void up_back(const Work *w, const Part *part, int64_t up, int64_t source, int add) {
+    const Block *block = w->block;
+    const float *to_pre = w->to_pre[up * block->sources + source];
+    const int64_t rows = w->panels * PANEL, blocks = pieces(part->count, HEIGHT);
+    const Terms terms = {w->panels, w->in_last, w->made * part->count * PANEL, PANEL * PANEL};
+    for (int64_t child = 0; child < block->alpha; child++) {
+        const int64_t reads = block->reads[child], across = pieces(reads, PANEL);
+        float *to = w->ups[up].to_weight + up_at(w, part, source, child);
+        SHARED for (int64_t item = 0; item < blocks * across; item++) {
+            const int64_t p = item / across * HEIGHT, own = item % across;
+            product_within(
+                least(PANEL, reads - own * PANEL), least(HEIGHT, part->count - p),
+                (Rows){to_pre + (child_of(w, child) * part->count + p) * PANEL, PANEL, 1},
+                w->tokens[up] + w->inputs_from[child] + own * rows * PANEL, terms,
+                to + p * reads + own * PANEL, reads, add);
+        }
+    }
+}
+
+/* Gradient of what the children read. */
+static void read_back(const Work *w, const Part *part, int64_t up) {
+    const Block *block = w->block;
+    for (int64_t child = 0; child < block->alpha; child++) {
+        const int64_t reads = block->reads[child], blocks = pieces(reads, HEIGHT);
+        for (int64_t source = 0; source < block->sources; source++) { /* they are read by column */
+            const float *weight = w->ups[up].weight + up_at(w, part, source, child);
+            SHARED for (int64_t p = 0; p < part->count; p++)
+                expect(weight + p * reads, 1, reads, reads);
+        }
+        SHARED for (int64_t item = 0; item < blocks * w->panels; item++) {
+            const int64_t panel = item % w->panels, k = item / w->panels * HEIGHT;
+            const int64_t row = (panel * w->made + child_of(w, child)) * part->count;
+            float *to = w->to_read[up] + (panel * w->reads + w->read_from[child] + k) * PANEL;
+            for (int64_t source = 0; source < block->sources; source++)
+                product(
+                    in_panel(w, panel), least(HEIGHT, reads - k),
+                    (Rows){w->ups[up].weight + up_at(w, part, source, child) + k, 1, reads},
+                    w->to_pre[up * block->sources + source] + row * PANEL, in_one(part->count), to,
+                    PANEL, part->first > 0 || source > 0);
+        }
+    }
+}
+
+/* ---- the whole ---- */
+
+/* Asks for large pages: most of the time that it takes to write to fresh memory is spent on faults of
+ * pages, and the partial sums are much memory. Nothing is lost where the request is not granted. */
+static void ask_for_large_pages(float *start, int64_t count) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    const uintptr_t page = 1 << 21, begin = ((uintptr_t)start + page - 1) / page * page;
+    const uintptr_t end = (uintptr_t)(start + count) / page * page;
+    if (end > begin) (void)madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+#else
+    (void)start, (void)count;
+#endif
+}
+
+static void begin_chunk(Work *w, int64_t first) {
+    const int64_t tokens = least(w->block->chunk, w->block->tokens - first);
+    w->panels = pieces(tokens, PANEL);
+    w->in_last = tokens - (w->panels - 1) * PANEL;
+}
+
+/* What the children of a tile read, of all up projections. */
+static void read_tile(const Work *w, int64_t tile, int64_t first) {
+    const Block *block = w->block;
+    for (int64_t up = 0; up < block->ups; up++) {
+        const Up *own = &w->ups[up];
+        if (tile == 0) turn(w, own->x, block->in_features, first, w->turned[up]);
+        gather(
+            w, w->turned[up], block->in_features, own->inputs + tile * w->reads, w->reads,
+            w->read[up]);
+    }
+}
+
+/* Points the sums at what is kept of a part, if they are kept, and goes on to what follows. */
+static float *keep(Work *w, const Part *part, float *kept) {
+    for (int64_t s = 0; kept && s < w->sources; s++) {
+        w->sums[s] = kept;
+        kept += w->panels * w->made * part->count * PANEL;
+    }
+    return kept;
+}
+
+/* `out` is `[tokens, out_features]`; `kept` takes the partial sums (`fpe_mlp_sums`), or is NULL. */
+void fpe_mlp(
+    const Block *block, const Up *ups, const Down *down, float *out, float *kept, float *scratch) {
+    Sizes sizes;
+    fpe_mlp_sizes(block, &sizes);
+    if (kept) ask_for_large_pages(kept, sizes.sums);
+#pragma omp parallel num_threads((int)block->threads)
+    {
+        Work work, *w = &work;
+        float *sums = kept;
+        lay_out(w, block, ups, down, scratch, kept != 0, 0);
+        for (int64_t first = 0; first < block->tokens; first += block->chunk) {
+            begin_chunk(w, first);
+            clear(w, w->total, block->out_features);
+            for (int64_t tile = 0; tile < block->tiles; tile++) {
+                read_tile(w, tile, first);
+                const int64_t parents = block->starts[tile + 1] - block->starts[tile];
+                for (int64_t from = 0; from < parents; from += block->part) {
+                    const Part part = part_of(w, tile, from);
+                    sums = keep(w, &part, sums);
+                    for (int64_t s = 0; s < w->sources; s++)
+                        make_sums(w, &part, s / block->sources, s % block->sources);
+                    make_hidden(w, &part);
+                    write(w, &part);
+                }
+                scatter(
+                    w, w->written, block->out_features, down->outputs + tile * w->writes, w->writes,
+                    w->total);
+            }
+            turn_back(w, w->total, down->bias, block->out_features, first, out);
+        }
+    }
+}
+
+/* `to_out` is the gradient of `out`; those of the parameters are to be zero, except the weights'. */
+void fpe_mlp_back(
+    const Block *block, const Up *ups, const Down *down, const float *to_out, float *kept,
+    float *scratch) {
+#pragma omp parallel num_threads((int)block->threads)
+    {
+        Work work, *w = &work;
+        float *sums = kept;
+        lay_out(w, block, ups, down, scratch, kept != 0, 1);
+        for (int64_t first = 0; first < block->tokens; first += block->chunk) {
+            begin_chunk(w, first);
+            turn(w, to_out, block->out_features, first, w->total);
+            for (int64_t up = 0; up < block->ups; up++)
+                if (ups[up].to_x) clear(w, w->to_x[up], block->in_features);
+            for (int64_t tile = 0; tile < block->tiles; tile++) {
+                if (!kept) read_tile(w, tile, first);
+                for (int64_t up = 0; up < block->ups; up++)
+                    if (ups[up].to_weight) gather_tokens(w, up, tile, first);
+                gather(
+                    w, w->total, block->out_features, down->outputs + tile * w->writes, w->writes,
+                    w->written);
+                const int64_t parents = block->starts[tile + 1] - block->starts[tile];
+                for (int64_t from = 0; from < parents; from += block->part) {
+                    const Part part = part_of(w, tile, from);
+                    sums = keep(w, &part, sums);
+                    for (int64_t s = 0; !kept && s < w->sources; s++)
+                        make_sums(w, &part, s / block->sources, s % block->sources);
+                    hidden_back(w, &part);
+                    activation_back(w, &part);
+                    if (down->to_weight) down_back(w, &part, first > 0);
+                    for (int64_t s = 0; s < w->sources; s++)
+                        if (ups[s / block->sources].to_weight)
+                            up_back(w, &part, s / block->sources, s % block->sources, first > 0);
+                    for (int64_t up = 0; up < block->ups; up++)
+                        if (ups[up].to_x) read_back(w, &part, up);
+                }
+                for (int64_t up = 0; up < block->ups; up++)
+                    if (ups[up].to_x)
+                        scatter(
+                            w, w->to_read[up], block->in_features,
+                            ups[up].inputs + tile * w->reads, w->reads, w->to_x[up]);
+            }
+            for (int64_t up = 0; up < block->ups; up++)
+                if (ups[up].to_x)
+                    turn_back(w, w->to_x[up], 0, block->in_features, first, ups[up].to_x);
+        }
+    }
+}
