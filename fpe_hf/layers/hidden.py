@@ -90,10 +90,10 @@ class Pending:
         """
         if self._stamp() != self._stamps:
             raise StaleError(
-                f"block {self.spec.name!r}: the weights were changed after its up projection ran and "
-                "before its hidden activations were read; read them (a copy: h + 0) before an "
-                "optimizer or a cast changes the weights, or run within eager_hidden() of "
-                "fpe_hf.layers.hidden."
+                f"block {self.spec.name!r}: the weights were changed after its up projection ran "
+                "and before its hidden activations were read; clone() them before an optimizer or "
+                "a cast changes the weights, or run the model within "
+                "fpe_hf.layers.hidden.eager_hidden()."
             )
 
     @property
