@@ -11,7 +11,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { RELU = 0, SIGMOID_LINEAR = 1, GELU = 2, GELU_TANH = 3 };
+enum { RELU = 0, SIGMOID_LINEAR = 1, GELU = 2, GELU_TANH = 3, RELU_SQUARED = 4 };
 
 #define LOG2_E 1.44269504f
 #define LN2_HIGH 0.693359375f
@@ -62,6 +62,10 @@ static inline void activation(int kind, float scale, float x, float *value, floa
     if (kind == RELU) {
         *value = x < 0.0f ? 0.0f : x;
         *slope = x > 0.0f ? 1.0f : 0.0f;
+    } else if (kind == RELU_SQUARED) {
+        const float above = x < 0.0f ? 0.0f : x;
+        *value = above * above;
+        *slope = 2.0f * above;
     } else if (kind == SIGMOID_LINEAR) {
         const float s = sigmoid(scale * x);
         *value = x * s;
@@ -87,6 +91,7 @@ static inline void activation(int kind, float scale, float x, float *value, floa
         case RELU: call(RELU); break;                     \
         case SIGMOID_LINEAR: call(SIGMOID_LINEAR); break; \
         case GELU: call(GELU); break;                     \
+        case RELU_SQUARED: call(RELU_SQUARED); break;     \
         default: call(GELU_TANH);                         \
     }
 

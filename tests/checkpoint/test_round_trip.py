@@ -136,7 +136,8 @@ def test_offloaded_to_disk(layout: str, tmp_path: Path) -> None:
     ).eval()
     assert loaded.bert.encoder.layer[0].output.dense.weight.is_meta
     found = outputs_of(loaded, inputs_for(model))
-    assert torch.equal(found["logits"], expected["logits"])
+    # The hooks that bring in its weights keep an MLP from running as one operation.
+    torch.testing.assert_close(found["logits"], expected["logits"], rtol=0, atol=1e-6)
     loaded.save_pretrained(tmp_path / "again")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "again").eval()
     assert torch.equal(outputs_of(again, inputs_for(model))["logits"], expected["logits"])

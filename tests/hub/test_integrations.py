@@ -131,7 +131,10 @@ def test_torch_export(form: str) -> None:
         model = fpe_hf.to_dense(model)
     inputs = tiny_inputs(model)
     program = torch.export.export(model, (), inputs)
-    assert torch.equal(program.module()(**inputs).logits, logits(model, inputs))
+    # An exported program has plain operations where an eager model may run a kernel.
+    torch.testing.assert_close(
+        program.module()(**inputs).logits, logits(model, inputs), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.slow
