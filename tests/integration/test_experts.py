@@ -46,7 +46,7 @@ def test_a_mixture_goes_all_the_way(family: str, layout: str, tmp_path: Path) ->
     assert not any("fpe_" in name for name in stock.state_dict())
     assert all(torch.equal(dense.state_dict()[n], t) for n, t in stock.state_dict().items())
     # Products may depend on where in memory their operands begin.
-    torch.testing.assert_close(logits(stock), logits(dense), rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits(stock), logits(dense), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
