@@ -242,6 +242,41 @@ void fpe_mlp_sizes(const Block *block, Sizes *sizes) {
 
 /* ---- into panels and out of them ---- */
 
+/* `to[j][i] = from[i][j]` for `rows` and `columns` up to LANES. */
+static void transpose(
+    const float *from, int64_t from_row, int64_t rows, int64_t columns, float *to, int64_t to_row) {
+#ifndef __clang__
+    if (rows == LANES && columns == LANES) {
+        /* Halves, quarters and so on change places: all numbers of a stage are moved at once. */
+        typedef int32_t places __attribute__((vector_size(4 * LANES)));
+        lanes line[LANES];
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) line[i] = *(const lanes *)(from + i * from_row);
+#pragma GCC unroll 4
+        for (int step = 1; step < LANES; step *= 2) {
+            places low, high;
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; i++) {
+                low[i] = i & step ? i - step + LANES : i;
+                high[i] = i & step ? i + LANES : i + step;
+            }
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; i++)
+                if (!(i & step)) {
+                    const lanes one = line[i], other = line[i + step];
+                    line[i] = __builtin_shuffle(one, other, low);
+                    line[i + step] = __builtin_shuffle(one, other, high);
+                }
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) *(lanes *)(to + i * to_row) = line[i];
+        return;
+    }
+#endif
+    for (int64_t j = 0; j < columns; j++)
+        for (int64_t i = 0; i < rows; i++) to[j * to_row + i] = from[i * from_row + j];
+}
+
 /* `[tokens, features]` from token `first` on -> `[panels, features, PANEL]`. */
 static void turn(const Work *w, const float *from, int64_t features, int64_t first, float *to) {
     const int64_t groups = pieces(features, LANES);
@@ -249,10 +284,10 @@ static void turn(const Work *w, const float *from, int64_t features, int64_t fir
         const int64_t panel = item / groups, begin = item % groups * LANES;
         const int64_t end = least(begin + LANES, features), filled = in_panel(w, panel);
         float *own = to + panel * features * PANEL;
-        for (int64_t j = 0; j < filled; j++) {
-            const float *row = from + (first + panel * PANEL + j) * features;
-            for (int64_t f = begin; f < end; f++) own[f * PANEL + j] = row[f];
-        }
+        for (int64_t j = 0; j < filled; j += LANES)
+            transpose(
+                from + (first + panel * PANEL + j) * features + begin, features,
+                least(LANES, filled - j), end - begin, own + begin * PANEL + j, PANEL);
         for (int64_t f = begin; f < end; f++)
             for (int64_t j = filled; j < PANEL; j++) own[f * PANEL + j] = 0.0f;
     }
@@ -266,10 +301,12 @@ static void turn_back(
         const int64_t panel = item / groups, begin = item % groups * LANES;
         const int64_t end = least(begin + LANES, features), filled = in_panel(w, panel);
         const float *own = from + panel * features * PANEL;
-        for (int64_t j = 0; j < filled; j++) {
-            float *row = to + (first + panel * PANEL + j) * features;
-            for (int64_t f = begin; f < end; f++)
-                row[f] = own[f * PANEL + j] + (bias ? bias[f] : 0.0f);
+        for (int64_t j = 0; j < filled; j += LANES) {
+            const int64_t count = least(LANES, filled - j);
+            float *rows = to + (first + panel * PANEL + j) * features;
+            transpose(own + begin * PANEL + j, PANEL, end - begin, count, rows + begin, features);
+            for (int64_t i = 0; bias && i < count; i++)
+                for (int64_t f = begin; f < end; f++) rows[i * features + f] += bias[f];
         }
     }
 }
@@ -460,57 +497,78 @@ static void hidden_back(const Work *w, const Part *part) {
     }
 }
 
+static inline float sum_of(const float *row, int64_t count) {
+    lanes whole = {0};
+    int64_t j = 0;
+    for (; j + LANES <= count; j += LANES) whole += *(const lanes *)(row + j);
+    float sum = 0.0f;
+    for (int i = 0; i < LANES; i++) sum += whole[i];
+    for (; j < count; j++) sum += row[j];
+    return sum;
+}
+
+/* Some children of a parent in a panel. */
+typedef struct {
+    int64_t panel, parent, first, last;
+} Kin;
+
 /* Gradients of the sums from those of the pre-activations, and of biases and coupling. */
-static void sums_back(const Work *w, const Part *part, int64_t s, int64_t panel, int64_t p) {
+static void sums_back(const Work *w, const Part *part, int64_t s, Kin kin) {
     const Block *block = w->block;
     const Up *up = &w->ups[s / block->sources];
     const int64_t source = s % block->sources, next = part->count * PANEL;
-    const int64_t filled = in_panel(w, panel);
-    float *to_pre = w->to_pre[s] + (panel * w->made * part->count + p) * PANEL;
-    if (up->to_bias)
-        for (int64_t child = 0; child < w->made; child++) {
-            float sum = 0.0f;
-            for (int64_t j = 0; j < filled; j++) sum += to_pre[child * next + j];
-            up->to_bias[bias_at(block, part->tile, source, child, part->first + p)] += sum;
-        }
+    const int64_t filled = in_panel(w, kin.panel), parent = part->first + kin.parent;
+    float *to_pre = w->to_pre[s] + (kin.panel * w->made * part->count + kin.parent) * PANEL;
+    for (int64_t child = kin.first; up->to_bias && child < kin.last; child++)
+        up->to_bias[bias_at(block, part->tile, source, child, parent)] +=
+            sum_of(to_pre + child * next, filled);
     if (!block->coupled || block->equal) return;
-    const float *sums = sums_at(w, part, s, panel, p), mu = mu_of(w, part, up, source, p);
-    float total[PANEL], to_total[PANEL], to_mu = 0.0f;
+    const float *sums = sums_at(w, part, s, kin.panel, kin.parent);
+    const float mu = mu_of(w, part, up, source, kin.parent);
+    float total[PANEL], to_total[PANEL], to_mu[PANEL] = {0};
     total_of(w, part, filled, sums, total);
     total_of(w, part, filled, to_pre, to_total);
-    for (int64_t child = 0; child < w->made; child++)
+    for (int64_t child = kin.first; child < kin.last; child++)
         for (int64_t j = 0; j < filled; j++) {
             float *own = &to_pre[child * next + j];
-            to_mu += *own * (total[j] - sums[child * next + j]);
+            to_mu[j] += *own * (total[j] - sums[child * next + j]);
             *own += mu * (to_total[j] - *own);
         }
     if (up->to_coupling)
-        up->to_coupling[coupling_at(block, part->tile, source, part->first + p)] += to_mu;
+        up->to_coupling[coupling_at(block, part->tile, source, parent)] += sum_of(to_mu, filled);
 }
 
-/* The hidden activations once more, and back through them. */
-static void activation_back(const Work *w, const Part *part) {
+/* Their hidden activations once more, and back through them. */
+static void children_back(const Work *w, const Part *part, Kin kin) {
     const Block *block = w->block;
-    SHARED for (int64_t p = 0; p < part->count; p++)
-        for (int64_t panel = 0; panel < w->panels; panel++) {
-            const int64_t columns = wide(w, panel);
-            float total[MOST_SOURCES][PANEL], pre[MOST_SOURCES][PANEL];
-            for (int64_t s = 0; s < w->sources; s++)
-                total_of(w, part, columns, sums_at(w, part, s, panel, p), total[s]);
-            for (int64_t child = 0; child < w->made; child++) {
-                for (int64_t s = 0; s < w->sources; s++)
-                    finish(
-                    w, part, s, child, p, columns, sums_at(w, part, s, panel, p), total[s], pre[s]);
-                const int64_t at = ((panel * w->made + child) * part->count + p) * PANEL;
-                float *to_pre = w->to_pre[block->activated] + at;
-                const int gated = block->gate >= 0;
-                activate_back(
-                    (int)block->kind, (float)block->scale, pre[block->activated],
-                    gated ? pre[block->gate] : 0, to_pre, w->hidden + at, to_pre,
-                    gated ? w->to_pre[block->gate] + at : 0, columns);
-            }
-            for (int64_t s = 0; s < w->sources; s++) sums_back(w, part, s, panel, p);
-        }
+    const int64_t columns = wide(w, kin.panel), p = kin.parent;
+    const int gated = block->gate >= 0;
+    float total[MOST_SOURCES][PANEL], pre[MOST_SOURCES][PANEL];
+    for (int64_t s = 0; s < w->sources; s++)
+        total_of(w, part, columns, sums_at(w, part, s, kin.panel, p), total[s]);
+    for (int64_t child = kin.first; child < kin.last; child++) {
+        for (int64_t s = 0; s < w->sources; s++)
+            finish(
+                w, part, s, child, p, columns, sums_at(w, part, s, kin.panel, p), total[s], pre[s]);
+        const int64_t at = ((kin.panel * w->made + child) * part->count + p) * PANEL;
+        float *to_pre = w->to_pre[block->activated] + at;
+        activate_back(
+            (int)block->kind, (float)block->scale, pre[block->activated],
+            gated ? pre[block->gate] : 0, to_pre, w->hidden + at, to_pre,
+            gated ? w->to_pre[block->gate] + at : 0, columns);
+    }
+    for (int64_t s = 0; s < w->sources; s++) sums_back(w, part, s, kin);
+}
+
+/* The same of all children, in the order in which their numbers lie where they do not depend on each
+ * other. */
+static void activation_back(const Work *w, const Part *part) {
+    const int64_t group = w->block->coupled ? w->made : 1;
+    SHARED for (int64_t begin = 0; begin < part->count; begin += LANES)
+        for (int64_t panel = 0; panel < w->panels; panel++)
+            for (int64_t child = 0; child < w->made; child += group)
+                for (int64_t p = begin; p < least(begin + LANES, part->count); p++)
+                    children_back(w, part, (Kin){panel, p, child, child + group});
 }
 
 /* Gradient of the outgoing weights. */
@@ -525,9 +583,10 @@ static void down_back(const Work *w, const Part *part, int add) {
         float *to = w->hidden_tokens +
                     ((made * across + begin / PANEL) * rows + panel * PANEL) * PANEL;
         for (int64_t p = 0; p < count; p += LANES)
-            for (int64_t j = 0; j < in_panel(w, panel); j++)
-                for (int64_t i = p; i < least(p + LANES, count); i++)
-                    to[j * PANEL + i] = from[i * PANEL + j];
+            for (int64_t j = 0; j < wide(w, panel); j += LANES)
+                transpose(
+                    from + p * PANEL + j, PANEL, least(LANES, count - p), LANES,
+                    to + j * PANEL + p, PANEL);
     }
     const Terms terms = {w->panels, w->in_last, w->writes * PANEL, PANEL * PANEL};
     for (int64_t child = 0; child < block->alpha; child++) {
