@@ -13,10 +13,6 @@
 #include "activations.h"
 #include "block.h"
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #if LANES == 8
 #define WIDE 2 /* there are 16 registers, and 32 elsewhere */
 #else
@@ -651,18 +647,6 @@ static void read_back(const Work *w, const Part *part, int64_t up) {
 
 /* ---- the whole ---- */
 
-/* Asks for large pages: most of the time that it takes to write to fresh memory is spent on faults of
- * pages, and the partial sums are much memory. Nothing is lost where the request is not granted. */
-static void ask_for_large_pages(float *start, int64_t count) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    const uintptr_t page = 1 << 21, begin = ((uintptr_t)start + page - 1) / page * page;
-    const uintptr_t end = (uintptr_t)(start + count) / page * page;
-    if (end > begin) (void)madvise((void *)begin, end - begin, MADV_HUGEPAGE);
-#else
-    (void)start, (void)count;
-#endif
-}
-
 static void begin_chunk(Work *w, int64_t first) {
     const int64_t tokens = least(w->block->chunk, w->block->tokens - first);
     w->panels = pieces(tokens, PANEL);
@@ -693,9 +677,6 @@ static float *keep(Work *w, const Part *part, float *kept) {
 /* `out` is `[tokens, out_features]`; `kept` takes the partial sums (`fpe_mlp_sums`), or is NULL. */
 void fpe_mlp(
     const Block *block, const Up *ups, const Down *down, float *out, float *kept, float *scratch) {
-    Sizes sizes;
-    fpe_mlp_sizes(block, &sizes);
-    if (kept) ask_for_large_pages(kept, sizes.sums);
 #pragma omp parallel num_threads((int)block->threads)
     {
         Work work, *w = &work;
