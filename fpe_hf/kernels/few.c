@@ -1,8 +1,10 @@
-/* Projections of the `block` layout for a few tokens, in float32: dot products that read each weight
+/* Projections of the `block` layout for a few tokens, in float32 or bfloat16: dot products that read each weight
  * once, in the order in which weights lie, which is as fast as memory.
  *
  * Nothing here can fail or allocate.
  */
+
+#include <string.h>
 
 #include "block.h"
 
@@ -26,41 +28,80 @@ static inline float sum_of(lanes value) {
     return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
 }
 
-/* Dot products of rows of `a` with rows of `b`: `to[token][row]`. Rows that are not there are computed,
- * not written. */
+/* ---- numbers in float32 or, if `half`, bfloat16 ---- */
+
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2)));
+typedef uint32_t wholes __attribute__((vector_size(4 * LANES)));
+
+ALWAYS lanes load(int half, const void *from, int64_t at) {
+    if (!half) return *(const lanes *)((const float *)from + at);
+    const wholes bits =
+        __builtin_convertvector(*(const halves *)((const uint16_t *)from + at), wholes) << 16;
+    return (lanes)bits;
+}
+
+ALWAYS float number(int half, const void *from, int64_t at) {
+    if (!half) return ((const float *)from)[at];
+    const uint32_t bits = (uint32_t)((const uint16_t *)from)[at] << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* Rounded to the nearest, to even ones where two are as near. */
+static void round_all(const float *from, uint16_t *to, int64_t count) {
+    SHARED for (int64_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, from + i, sizeof bits);
+        const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+        to[i] = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
+    }
+}
+
+/* Dot products of rows of `a`, from number `at` on, with rows of `b`: `to[token][row]`. Rows that are
+ * not there are computed, not written. */
 ALWAYS void dots_of(
-    int tokens, int64_t rows, const float *a, int64_t a_row, const float *b, int64_t b_row,
-    int64_t count, float to[TOKENS][HEIGHT]) {
+    int half, int tokens, int64_t rows, const void *a, int64_t at, int64_t a_row, const float *b,
+    int64_t b_row, int64_t count, float to[TOKENS][HEIGHT]) {
     lanes sums[HEIGHT][TOKENS];
-    const float *left[HEIGHT];
+    int64_t left[HEIGHT];
     for (int i = 0; i < HEIGHT; i++) {
-        left[i] = a + least(i, rows - 1) * a_row;
+        left[i] = at + least(i, rows - 1) * a_row;
         for (int j = 0; j < tokens; j++) sums[i][j] = (lanes){0};
     }
     int64_t k = 0;
     for (; k + LANES <= count; k += LANES)
         for (int i = 0; i < HEIGHT; i++) {
-            const lanes value = *(const lanes *)(left[i] + k);
-            for (int j = 0; j < tokens; j++) sums[i][j] += value * *(const lanes *)(b + j * b_row + k);
+            const lanes value = load(half, a, left[i] + k);
+            for (int j = 0; j < tokens; j++) sums[i][j] += value * load(0, b, j * b_row + k);
         }
     for (int i = 0; i < HEIGHT; i++)
         for (int j = 0; j < tokens; j++) {
             float sum = sum_of(sums[i][j]);
-            for (int64_t rest = k; rest < count; rest++) sum += left[i][rest] * b[j * b_row + rest];
+            for (int64_t rest = k; rest < count; rest++)
+                sum += number(half, a, left[i] + rest) * b[j * b_row + rest];
             to[j][i] = sum;
         }
 }
 
 static void dots(
-    int64_t tokens, int64_t rows, const float *a, int64_t a_row, const float *b, int64_t b_row,
-    int64_t count, float to[TOKENS][HEIGHT]) {
-    switch (tokens) {
-        case 1: dots_of(1, rows, a, a_row, b, b_row, count, to); break;
-        case 2: dots_of(2, rows, a, a_row, b, b_row, count, to); break;
-        case 3: dots_of(3, rows, a, a_row, b, b_row, count, to); break;
-        default: dots_of(TOKENS, rows, a, a_row, b, b_row, count, to);
+    int half, int64_t tokens, int64_t rows, const void *a, int64_t at, int64_t a_row, const float *b,
+    int64_t b_row, int64_t count, float to[TOKENS][HEIGHT]) {
+#define DOTS(kind, number) dots_of(kind, number, rows, a, at, a_row, b, b_row, count, to)
+    switch (tokens + (half ? TOKENS : 0)) {
+        case 1: DOTS(0, 1); break;
+        case 2: DOTS(0, 2); break;
+        case 3: DOTS(0, 3); break;
+        case 4: DOTS(0, 4); break;
+        case 5: DOTS(1, 1); break;
+        case 6: DOTS(1, 2); break;
+        case 7: DOTS(1, 3); break;
+        default: DOTS(1, 4);
     }
+#undef DOTS
 }
+
+/* ---- the projections ---- */
 
 static int64_t sum(const int64_t *counts, int64_t length) {
     int64_t total = 0;
@@ -76,12 +117,13 @@ static inline int64_t column_of(const Block *block, int64_t source, int64_t hidd
 
 /* Couples the partial sums of a tile, and adds biases. */
 static void couple(
-    const Block *block, const Up *up, int64_t tokens, int64_t tile, int64_t source, float *out) {
+    const Block *block, const Up *up, int half, int64_t tokens, int64_t tile, int64_t source,
+    float *out) {
     const int64_t width = block->sources * block->alpha * block->starts[block->tiles];
     const int64_t start = block->starts[tile], parents = block->starts[tile + 1] - start;
     SHARED for (int64_t parent = 0; parent < parents; parent++) {
         float mu = (float)block->coupling;
-        if (up->coupling) mu = up->coupling[coupling_at(block, tile, source, parent)];
+        if (up->coupling) mu = number(half, up->coupling, coupling_at(block, tile, source, parent));
         for (int64_t token = 0; token < tokens; token++) {
             float *row = out + token * width, total = 0.0f;
             for (int64_t child = 0; child < block->alpha; child++)
@@ -91,72 +133,83 @@ static void couple(
                 float *own = row + column_of(
                     block, source, block->alpha * start + child * parents + parent);
                 *own += mu * (total - *own);
-                if (up->bias) *own += up->bias[bias_at(block, tile, source, child, parent)];
+                if (up->bias)
+                    *own += number(half, up->bias, bias_at(block, tile, source, child, parent));
             }
         }
     }
 }
 
-/* `x` is `[tokens, in_features]`, `out` `[tokens, sources * hidden]`; `scratch` takes what the
- * children of a tile read, of all tokens. */
+/* `x` is `[tokens, in_features]`, `out` `[tokens, sources * hidden]`. `scratch` takes what the children
+ * of a tile read, of all tokens, and, if `half`, the result before it is rounded. */
 void fpe_up(
-    const Block *block, const Up *up, int64_t tokens, int64_t threads, const float *x, float *out,
-    float *scratch) {
+    const Block *block, const Up *up, int64_t half, int64_t tokens, int64_t threads, const void *x,
+    void *out, float *scratch) {
     const int64_t reads = sum(block->reads, block->alpha);
     const int64_t width = block->sources * block->alpha * block->starts[block->tiles];
+    float *const result = half ? scratch + tokens * reads : (float *)out;
 #pragma omp parallel num_threads((int)threads)
-    for (int64_t tile = 0; tile < block->tiles; tile++) {
-        const int64_t start = block->starts[tile], parents = block->starts[tile + 1] - start;
-        SHARED for (int64_t i = 0; i < tokens * reads; i++)
-            scratch[i] = x[i / reads * block->in_features + up->inputs[tile * reads + i % reads]];
-        int64_t before = 0;
-        for (int64_t child = 0; child < block->alpha; child++) {
-            const int64_t own = block->reads[child], blocks = pieces(parents, HEIGHT);
-            SHARED for (int64_t item = 0; item < block->sources * blocks; item++) {
-                const int64_t source = item / blocks, p = item % blocks * HEIGHT;
-                const int64_t rows = least(HEIGHT, parents - p);
-                const float *weight =
-                    up->weight + up_weights(block, tile, source, child, reads, before) + p * own;
-                const int64_t hidden = block->alpha * start + child * parents + p;
-                const float *bias = up->bias && !block->coupled
-                    ? up->bias + bias_at(block, tile, source, child, p) : 0;
-                for (int64_t token = 0; token < tokens; token += TOKENS) {
-                    const int64_t count = least(TOKENS, tokens - token);
-                    float found[TOKENS][HEIGHT];
-                    dots(
-                        count, rows, weight, own, scratch + token * reads + before, reads, own,
-                        found);
-                    for (int64_t j = 0; j < count; j++)
-                        for (int64_t i = 0; i < rows; i++)
-                            out[(token + j) * width + column_of(block, source, hidden + i)] =
-                                found[j][i] + (bias ? bias[i] : 0.0f);
+    {
+        for (int64_t tile = 0; tile < block->tiles; tile++) {
+            const int64_t start = block->starts[tile], parents = block->starts[tile + 1] - start;
+            const int32_t *index = up->inputs + tile * reads;
+            SHARED for (int64_t i = 0; i < tokens * reads; i++)
+                scratch[i] = number((int)half, x, i / reads * block->in_features + index[i % reads]);
+            int64_t before = 0;
+            for (int64_t child = 0; child < block->alpha; child++) {
+                const int64_t own = block->reads[child], blocks = pieces(parents, HEIGHT);
+                SHARED for (int64_t item = 0; item < block->sources * blocks; item++) {
+                    const int64_t source = item / blocks, p = item % blocks * HEIGHT;
+                    const int64_t rows = least(HEIGHT, parents - p);
+                    const int64_t at = up_weights(block, tile, source, child, reads, before) + p * own;
+                    const int64_t bias = bias_at(block, tile, source, child, p);
+                    const int64_t hidden = block->alpha * start + child * parents + p;
+                    for (int64_t token = 0; token < tokens; token += TOKENS) {
+                        const int64_t count = least(TOKENS, tokens - token);
+                        float found[TOKENS][HEIGHT];
+                        dots(
+                            (int)half, count, rows, up->weight, at, own,
+                            scratch + token * reads + before, reads, own, found);
+                        for (int64_t i = 0; i < rows; i++) {
+                            const int apart = up->bias && !block->coupled;
+                            const float more = apart ? number((int)half, up->bias, bias + i) : 0.0f;
+                            const int64_t column = column_of(block, source, hidden + i);
+                            for (int64_t j = 0; j < count; j++)
+                                result[(token + j) * width + column] = found[j][i] + more;
+                        }
+                    }
                 }
+                before += own;
             }
-            before += own;
+            for (int64_t source = 0; block->coupled && source < block->sources; source++)
+                couple(block, up, (int)half, tokens, tile, source, result);
         }
-        for (int64_t source = 0; block->coupled && source < block->sources; source++)
-            couple(block, up, tokens, tile, source, out);
+        if (half) round_all(result, out, tokens * width);
     }
 }
 
-/* `hidden` is `[tokens, hidden]`, `out` `[tokens, out_features]`. */
+/* `hidden` is `[tokens, hidden]`, `out` `[tokens, out_features]`. If `half`, `scratch` takes both in
+ * float32; else it may be NULL. */
 void fpe_down(
-    const Block *block, const Down *down, int64_t tokens, int64_t threads, const float *hidden,
-    float *out) {
+    const Block *block, const Down *down, int64_t half, int64_t tokens, int64_t threads,
+    const void *hidden, void *out, float *scratch) {
     const int64_t width = block->alpha * block->starts[block->tiles];
     const int64_t writes = block->replicate ? block->writes[0] : sum(block->writes, block->alpha);
+    const int64_t results = tokens * block->out_features;
+    float *const result = half ? scratch + tokens * width : (float *)out;
+    const float *const met = half ? scratch : (const float *)hidden;
 #pragma omp parallel num_threads((int)threads)
     {
-        SHARED for (int64_t i = 0; i < tokens * block->out_features; i++)
-            out[i] = down->bias ? down->bias[i % block->out_features] : 0.0f;
+        SHARED for (int64_t i = 0; i < results; i++)
+            result[i] = down->bias ? number((int)half, down->bias, i % block->out_features) : 0.0f;
+        SHARED for (int64_t i = 0; i < (half ? tokens * width : 0); i++)
+            scratch[i] = number(1, hidden, i);
         for (int64_t tile = 0; tile < block->tiles; tile++) {
-            const int64_t start = block->starts[tile];
             int64_t before = 0;
             for (int64_t child = 0; child < (block->replicate ? 1 : block->alpha); child++) {
                 int64_t stride;
-                const float *weight =
-                    down->weight + down_weights(block, tile, child, writes, before, &stride);
-                const float *met = hidden + block->alpha * start + child * stride;
+                const int64_t at = down_weights(block, tile, child, writes, before, &stride);
+                const float *own = met + block->alpha * block->starts[tile] + child * stride;
                 const int32_t *index = down->outputs + tile * writes + before;
                 SHARED for (int64_t o = 0; o < block->writes[child]; o += HEIGHT) {
                     const int64_t rows = least(HEIGHT, block->writes[child] - o);
@@ -164,15 +217,17 @@ void fpe_down(
                         const int64_t count = least(TOKENS, tokens - token);
                         float found[TOKENS][HEIGHT];
                         dots(
-                            count, rows, weight + o * stride, stride, met + token * width, width,
-                            stride, found);
+                            (int)half, count, rows, down->weight, at + o * stride, stride,
+                            own + token * width, width, stride, found);
                         for (int64_t j = 0; j < count; j++)
                             for (int64_t i = 0; i < rows; i++)
-                                out[(token + j) * block->out_features + index[o + i]] += found[j][i];
+                                result[(token + j) * block->out_features + index[o + i]] +=
+                                    found[j][i];
                     }
                 }
                 before += block->writes[child];
             }
         }
+        if (half) round_all(result, out, results);
     }
 }

@@ -1,4 +1,4 @@
-"""Projections of the `block` layout for a few tokens in C, on the CPU in float32: `few.c`."""
+"""A few tokens in the `block` layout in C, on the CPU in float32 or bfloat16: `few.c`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def usable(x: Tensor, width: int, *numbers: Tensor | None) -> bool:
     floats = [x, *(t for t in numbers if t is not None)]
     return (
         width <= x.numel() <= width * MOST_TOKENS
-        and all(t.dtype == torch.float32 and t.is_cpu for t in floats)
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and all(t.dtype == x.dtype and t.is_cpu for t in floats)
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in floats))
         and is_ordinary(*floats)
         and all(t.is_contiguous() for t in floats[1:])
@@ -69,12 +70,15 @@ class FewUp(Description):
         tokens = x.numel() // self._width
         x = x.contiguous()
         out = x.new_empty(*x.shape[:-1], self._hidden)
-        scratch = x.new_empty(tokens * self._reads)
+        half = x.dtype == torch.bfloat16
+        numbers = self._reads + (self._hidden if half else 0)
+        scratch = x.new_empty(tokens * numbers, dtype=torch.float32)
         library = native.library("few")
         assert library is not None
         library.fpe_up(
             ctypes.byref(self._block),
             ctypes.byref(self._up),
+            half,
             tokens,
             torch.get_num_threads(),
             x.data_ptr(),
@@ -104,16 +108,22 @@ class FewDown(Description):
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """`[..., hidden]` -> `[..., out_features]`."""
+        tokens = hidden.numel() // self._width
         hidden = hidden.contiguous()
         out = hidden.new_empty(*hidden.shape[:-1], self._outputs)
+        half = hidden.dtype == torch.bfloat16
+        numbers = tokens * (self._width + self._outputs) if half else 0
+        scratch = hidden.new_empty(numbers, dtype=torch.float32)
         library = native.library("few")
         assert library is not None
         library.fpe_down(
             ctypes.byref(self._block),
             ctypes.byref(self._down),
-            hidden.numel() // self._width,
+            half,
+            tokens,
             torch.get_num_threads(),
             hidden.data_ptr(),
             out.data_ptr(),
+            scratch.data_ptr(),
         )
         return out

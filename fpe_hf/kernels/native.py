@@ -41,8 +41,8 @@ FUNCTIONS: Mapping[str, Mapping[str, Sequence[Any]]] = {
         )
     },
     "few": {
-        "fpe_up": (_POINTER, _POINTER, _LONG, _LONG, *(_POINTER,) * 3),
-        "fpe_down": (_POINTER, _POINTER, _LONG, _LONG, *(_POINTER,) * 2),
+        "fpe_up": (_POINTER, _POINTER, *(_LONG,) * 3, *(_POINTER,) * 3),
+        "fpe_down": (_POINTER, _POINTER, *(_LONG,) * 3, *(_POINTER,) * 3),
     },
     "mlp": {
         "fpe_mlp": (_POINTER,) * 6,

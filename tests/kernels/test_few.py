@@ -17,18 +17,22 @@ pytestmark = pytest.mark.skipif(native.library("few") is None, reason="no C comp
 
 @torch.no_grad()
 @settings(max_examples=60, deadline=None)
-@given(cases(layout="block"), st.integers(1, few.MOST_TOKENS))
-def test_any_shape(case: Case, tokens: int) -> None:
+@given(cases(layout="block"), st.integers(1, few.MOST_TOKENS), st.booleans())
+def test_any_shape(case: Case, tokens: int, half: bool) -> None:
+    dtype, tolerance = (torch.bfloat16, 2.0**-8) if half else (torch.float32, 2e-6)
     for layer in case.layers():
+        layer.to(dtype)
         x = torch.randn(tokens, layer.in_features, generator=torch.Generator().manual_seed(tokens))
+        x = x.to(dtype)
         found = layer(x)
+        assert found.dtype == dtype
         assert any(issubclass(kind, (few.FewUp, few.FewDown)) for kind in _kept[layer])
         bias = layer.dense_bias()
         expected = functional.linear(
-            x.double(), layer.dense_weight().double(), None if bias is None else bias.double()
+            x.double(), layer.double().dense_weight(), None if bias is None else bias.double()
         )
         scale = expected.abs().max().clamp(min=1.0)
-        assert float(((found.double() - expected) / scale).abs().max()) < 2e-6
+        assert float(((found.double() - expected) / scale).abs().max()) < tolerance
 
 
 @torch.no_grad()
@@ -85,7 +89,9 @@ def test_it_follows_its_numbers() -> None:
 def test_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = torch.randn(2, 6), torch.randn(5)
     assert few.usable(x, 6, weight, None)
-    assert not few.usable(x.double(), 6, weight)
+    assert few.usable(x.bfloat16(), 6, weight.bfloat16())
+    assert not few.usable(x.double(), 6, weight.double())
+    assert not few.usable(x.half(), 6, weight.half())
     assert not few.usable(x, 6, weight.bfloat16())
     assert not few.usable(x[:0], 6, weight)
     assert not few.usable(torch.randn(few.MOST_TOKENS + 1, 6), 6, weight)
