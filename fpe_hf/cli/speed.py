@@ -56,17 +56,25 @@ def print_speed(specs: Iterable[BlockSpec]) -> None:
     ]
     typer.echo("Time of a forward pass, as a multiple of the dense parent's:\n")
     print_table(header, rows, left=2)
-    if any(cost.layout == "element" for _, cost in found):
-        typer.echo(_element())
+    for remark in map(_remark, sorted({cost.layout for _, cost in found})):
+        if remark is not None:
+            typer.echo(remark)
     typer.echo()
 
 
-def _element() -> str:
+def _remark(layout: str) -> str | None:
+    """What else there is to know of a layout on a CPU."""
     from ..kernels.native import unavailable
     from ..kernels.packed import MOST_TOKENS
 
-    reason = unavailable()
+    reason = unavailable("packed" if layout == "element" else "mlp")
     filled = "the element layout fills in its matrix for every pass"
-    if reason is not None:
+    if layout == "element" and reason is None:
+        return f"On a CPU, above {MOST_TOKENS} tokens and in training, {filled}."
+    if layout == "element":
         return f"On a CPU {filled}; its kernel is not available: {reason}"
-    return f"On a CPU, above {MOST_TOKENS} tokens and in training, {filled}."
+    if reason is not None:
+        return (
+            f"On a CPU the block layout is slower than that; its kernel is not available: {reason}"
+        )
+    return None
