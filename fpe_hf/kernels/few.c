@@ -84,10 +84,47 @@ ALWAYS void dots_of(
         }
 }
 
+/* The same of rows that lie one after the other, read in one go, which memory likes best. */
+ALWAYS void dots_in_line(
+    int half, int tokens, int64_t rows, const void *a, int64_t at, const float *b, int64_t b_row,
+    int64_t count, float to[TOKENS][HEIGHT]) {
+    const int ways = tokens == 1 ? 4 : tokens == 2 ? 2 : 1; /* enough sums that none is waited for */
+    for (int64_t i = 0; i < rows; i++) {
+        lanes sums[TOKENS][4];
+        for (int j = 0; j < tokens; j++)
+            for (int way = 0; way < ways; way++) sums[j][way] = (lanes){0};
+        const int64_t left = at + i * count;
+        int64_t k = 0;
+        for (; k + ways * LANES <= count; k += ways * LANES)
+            for (int way = 0; way < ways; way++) {
+                const lanes value = load(half, a, left + k + way * LANES);
+                for (int j = 0; j < tokens; j++)
+                    sums[j][way] += value * load(0, b, j * b_row + k + way * LANES);
+            }
+        for (; k + LANES <= count; k += LANES) {
+            const lanes value = load(half, a, left + k);
+            for (int j = 0; j < tokens; j++) sums[j][0] += value * load(0, b, j * b_row + k);
+        }
+        for (int j = 0; j < tokens; j++) {
+            lanes whole = sums[j][0];
+            for (int way = 1; way < ways; way++) whole += sums[j][way];
+            float sum = sum_of(whole);
+            for (int64_t rest = k; rest < count; rest++)
+                sum += number(half, a, left + rest) * b[j * b_row + rest];
+            to[j][i] = sum;
+        }
+    }
+}
+
+#define LONG 4096 /* numbers of a row: several such rows are read at once, rather */
+
 static void dots(
     int half, int64_t tokens, int64_t rows, const void *a, int64_t at, int64_t a_row, const float *b,
     int64_t b_row, int64_t count, float to[TOKENS][HEIGHT]) {
-#define DOTS(kind, number) dots_of(kind, number, rows, a, at, a_row, b, b_row, count, to)
+    const int in_line = a_row == count && count <= LONG;
+#define DOTS(kind, number)                                                       \
+    if (in_line) dots_in_line(kind, number, rows, a, at, b, b_row, count, to);   \
+    else dots_of(kind, number, rows, a, at, a_row, b, b_row, count, to)
     switch (tokens + (half ? TOKENS : 0)) {
         case 1: DOTS(0, 1); break;
         case 2: DOTS(0, 2); break;
