@@ -12,7 +12,7 @@ from . import native
 from .described import Description
 from .ordinary import is_ordinary
 
-MOST_TOKENS = 8
+MOST_TOKENS = 12
 """Beyond this many tokens, other products are faster."""
 
 
