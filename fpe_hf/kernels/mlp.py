@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ..config import MAX_ALPHA
 from . import native
-from .allocator import settle_allocator
+from .allocator import borrow, release, settle_allocator
 from .described import CUp, Description
 from .expression import PER_DOWN, PER_UP, Expression, Tensors
 
@@ -67,7 +67,11 @@ class FusedMLP(torch.autograd.Function):
         settle_allocator()
         call = _Call(expression, tensors, [None] * len(tensors))
         result = call.x.new_empty(call.x.shape[0], expression.spec.out_features)
-        kept = call.x.new_empty(call.sizes.sums) if expression.keep else None
+        kept = None
+        if expression.keep:
+            kept = borrow(call.sizes.sums)
+        else:
+            release()  # nobody trains, for now
         scratch = call.x.new_empty(call.sizes.forward[expression.keep])
         call.run("fpe_mlp", result, kept, scratch)
         ctx.expression = expression
