@@ -23,21 +23,23 @@ _CHUNK = 1 << 16  # keys at a time: they stay in cache
 
 
 class Split(Protocol):
-    """A way to divide inputs.
+    """A way to divide inputs."""
 
-    Args:
-        weight: The parents' incoming weights `[sources, parents, inputs]`, float32, on the CPU
-            (`sources` is 2 for gated blocks, whose gate and up share the split).
-        alpha: Children per parent.
-        seed: Seed for whatever is drawn at random.
-        shared: Whether all parents must share one division (the `block` layout).
+    def __call__(self, weight: Tensor, alpha: int, *, seed: int, shared: bool) -> Tensor:
+        """Divides the inputs of a block.
 
-    Returns:
-        Child of every input, integers in `[0, alpha)`: `[inputs]`, or `[parents, inputs]` if
-        `shared` is false and the division differs from parent to parent.
-    """
+        Args:
+            weight: The parents' incoming weights `[sources, parents, inputs]`, float32, on the CPU
+                (`sources` is 2 for gated blocks, whose gate and up share the split).
+            alpha: Children per parent.
+            seed: Seed for whatever is drawn at random.
+            shared: Whether all parents must share one division (the `block` layout).
 
-    def __call__(self, weight: Tensor, alpha: int, *, seed: int, shared: bool) -> Tensor: ...
+        Returns:
+            Child of every input, integers in `[0, alpha)`: `[inputs]`, or `[parents, inputs]` if
+            `shared` is false and the division differs from parent to parent.
+        """
+        ...
 
 
 _SPLITS: dict[str, Split] = {}
