@@ -51,7 +51,6 @@ typedef struct {
     const int64_t *reads, *writes; /* of each child */
 } Block;
 
-
 /* Where a child's incoming weights of a source begin. `before`: inputs of the children before it. */
 static inline int64_t up_weights(
     const Block *block, int64_t tile, int64_t source, int64_t child, int64_t reads, int64_t before) {

@@ -1,5 +1,5 @@
-/* Projections of the `block` layout for a few tokens, in float32 or bfloat16: dot products that read each weight
- * once, in the order in which weights lie, which is as fast as memory.
+/* Projections of the `block` layout for a few tokens, in float32 or bfloat16: dot products that read
+ * each weight once, in the order in which weights lie, which is as fast as memory.
  *
  * Nothing here can fail or allocate.
  */

@@ -29,13 +29,13 @@ typedef struct {
     int64_t row, step;
 } Rows;
 
-/* Terms of a product: `groups` times `PANEL`, the last group `last`; from one group to the next the
- * operands advance by `left` and `right`. */
+/* Terms of a product: `groups` of `PANEL`, the last of `last`; from one group to the next the operands
+ * advance by `left` and `right`. */
 typedef struct {
     int64_t groups, last, left, right;
 } Terms;
 
-static inline Terms in_one(int64_t count) { return (Terms){-1, count, 0, 0}; }
+static inline Terms in_one(int64_t count) { return (Terms){1, count, 0, 0}; }
 
 ALWAYS void product_wide(
     int wide, int64_t rows, Rows a, const float *b, Terms terms, float *c, int64_t stride, int add) {
@@ -45,9 +45,8 @@ ALWAYS void product_wide(
         at[i] = least(i, rows - 1) * a.row; /* those that are not there are computed, not stored */
         for (int j = 0; j < wide; j++) sums[i][j] = (lanes){0};
     }
-    const int64_t groups = terms.groups < 0 ? 1 : terms.groups;
-    for (int64_t group = 0; group < groups; group++) {
-        const int64_t count = group == groups - 1 ? terms.last : PANEL;
+    for (int64_t group = 0; group < terms.groups; group++) {
+        const int64_t count = group == terms.groups - 1 ? terms.last : PANEL;
         const float *left = a.start + group * terms.left, *right = b + group * terms.right;
         for (int64_t k = 0; k < count; k++) {
             lanes column[WIDE];
@@ -87,12 +86,6 @@ static void product(
     }
 }
 
-/* Asks for rows of a matrix before they are needed: with few columns there is little to do meanwhile. */
-static inline void expect(const float *start, int64_t rows, int64_t stride, int64_t count) {
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t k = 0; k < count; k += 16) __builtin_prefetch(start + i * stride + k);
-}
-
 /* The same, and nothing beside the columns is written. */
 static void product_within(
     int64_t columns, int64_t rows, Rows a, const float *b, Terms terms, float *c, int64_t stride,
@@ -106,6 +99,12 @@ static void product_within(
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < columns; j++)
             c[i * stride + j] = whole[i * PANEL + j] + (add ? c[i * stride + j] : 0.0f);
+}
+
+/* Asks for rows of a matrix before they are needed: with few columns there is little to do meanwhile. */
+static inline void expect(const float *start, int64_t rows, int64_t stride, int64_t count) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t k = 0; k < count; k += 16) __builtin_prefetch(start + i * stride + k);
 }
 
 #define MOST_CHILDREN 256 /* MAX_ALPHA */
@@ -360,10 +359,11 @@ static void gather_tokens(const Work *w, int64_t up, int64_t tile, int64_t first
 /* ---- the steps of a part ---- */
 
 /* Partial sums of a source. */
-static void make_sums(const Work *w, const Part *part, int64_t up, int64_t source) {
+static void make_sums(const Work *w, const Part *part, int64_t s) {
     const Block *block = w->block;
+    const int64_t up = s / block->sources, source = s % block->sources;
     const int64_t blocks = pieces(part->count, HEIGHT), each = blocks * w->panels;
-    float *sums = w->sums[up * block->sources + source];
+    float *sums = w->sums[s];
     SHARED for (int64_t item = 0; item < w->made * each; item++) {
         const int64_t made = item / each, p = item % each / w->panels * HEIGHT;
         const int64_t panel = item % w->panels, rows = least(HEIGHT, part->count - p);
@@ -602,9 +602,10 @@ static void down_back(const Work *w, const Part *part, int add) {
 }
 
 /* Gradient of the incoming weights of a source. */
-static void up_back(const Work *w, const Part *part, int64_t up, int64_t source, int add) {
+static void up_back(const Work *w, const Part *part, int64_t s, int add) {
     const Block *block = w->block;
-    const float *to_pre = w->to_pre[up * block->sources + source];
+    const int64_t up = s / block->sources, source = s % block->sources;
+    const float *to_pre = w->to_pre[s];
     const int64_t rows = w->panels * PANEL, blocks = pieces(part->count, HEIGHT);
     const Terms terms = {w->panels, w->in_last, w->made * part->count * PANEL, PANEL * PANEL};
     for (int64_t child = 0; child < block->alpha; child++) {
@@ -674,7 +675,7 @@ static float *keep(Work *w, const Part *part, float *kept) {
     return kept;
 }
 
-/* `out` is `[tokens, out_features]`; `kept` takes the partial sums (`fpe_mlp_sums`), or is NULL. */
+/* `out` is `[tokens, out_features]`; `kept` takes the partial sums (see `Sizes`), or is NULL. */
 void fpe_mlp(
     const Block *block, const Up *ups, const Down *down, float *out, float *kept, float *scratch) {
 #pragma omp parallel num_threads((int)block->threads)
@@ -692,7 +693,7 @@ void fpe_mlp(
                     const Part part = part_of(w, tile, from);
                     sums = keep(w, &part, sums);
                     for (int64_t s = 0; s < w->sources; s++)
-                        make_sums(w, &part, s / block->sources, s % block->sources);
+                        make_sums(w, &part, s);
                     make_hidden(w, &part);
                     write(w, &part);
                 }
@@ -731,13 +732,12 @@ void fpe_mlp_back(
                     const Part part = part_of(w, tile, from);
                     sums = keep(w, &part, sums);
                     for (int64_t s = 0; !kept && s < w->sources; s++)
-                        make_sums(w, &part, s / block->sources, s % block->sources);
+                        make_sums(w, &part, s);
                     hidden_back(w, &part);
                     activation_back(w, &part);
                     if (down->to_weight) down_back(w, &part, first > 0);
                     for (int64_t s = 0; s < w->sources; s++)
-                        if (ups[s / block->sources].to_weight)
-                            up_back(w, &part, s / block->sources, s % block->sources, first > 0);
+                        if (ups[s / block->sources].to_weight) up_back(w, &part, s, first > 0);
                     for (int64_t up = 0; up < block->ups; up++)
                         if (ups[up].to_x) read_back(w, &part, up);
                 }

@@ -148,8 +148,13 @@ class BlockUp(UpLayer):
             mu = self.couplings() if coupling is None else coupling.view(self.shape.sources, -1)
             return gpu.up(x, weight, self.inputs, bias, self.shape, coupling=mu)
         numbers = (self.inputs, weight, bias, coupling)
-        make = lambda: [UpPart(self.spec, part, *numbers) for part in self.parts]  # noqa: E731
-        return project_up(self.spec, kept(self, UpPart, numbers, make), x)
+        ups = kept(
+            self,
+            UpPart,
+            numbers,
+            lambda: [UpPart(self.spec, part, *numbers) for part in self.parts],
+        )
+        return project_up(self.spec, ups, x)
 
     def _may_wait(self, x: Tensor) -> bool:
         """Whether it pays, and harms nobody, to put the call off (see `fpe_hf.layers.hidden`)."""

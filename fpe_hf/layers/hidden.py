@@ -103,7 +103,6 @@ class Pending:
 
     def value(self, trained: tuple[Tensor | None, ...]) -> Tensor:
         """Its result, from tensors in the place of its own."""
-        self.check()
         x, *numbers = trained
         assert x is not None
         return self.project(x.view(*self.lead, -1), *numbers)
@@ -153,8 +152,11 @@ class Hidden(Tensor):
     def made(self) -> Tensor:
         """The numbers. Made once: whoever writes to them writes to what everybody reads."""
         if self.numbers is None:
+            pendings = _pendings(self.node)
+            for pending in pendings:
+                pending.check()
             with torch.set_grad_enabled(self.with_grad):
-                self.numbers = _value(self.node, {p: p.trained for p in _pendings(self.node)})
+                self.numbers = _value(self.node, {p: p.trained for p in pendings})
         return self.numbers
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from transformers.activations import ACT2FN
 
 from fpe_hf.kernels import few, mlp, native
 from fpe_hf.layers.hidden import eager_hidden
+from layers.running import run
 from planning.cases import KINDS, Case, cases, make_case
 
 pytestmark = pytest.mark.skipif(native.library("mlp") is None, reason="no C compiler for mlp.c")
@@ -53,18 +54,6 @@ class MLP(nn.Module):
         hidden = self.function(pre[0])
         made: Tensor = self.down(hidden * pre[1] if len(pre) > 1 else hidden)
         return made
-
-
-def run(model: MLP, x: Tensor) -> Iterator[Tensor]:
-    """Output, and gradients of the inputs and of every parameter."""
-    x = x.clone().requires_grad_()
-    model.zero_grad()
-    output = model(x)
-    yield output.detach()
-    output.backward(torch.sin(torch.arange(output.numel(), dtype=x.dtype)).view_as(output))
-    for tensor in (x, *model.parameters()):
-        assert tensor.grad is not None
-        yield tensor.grad.clone()
 
 
 calls: list[str] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -16,6 +16,7 @@ from fpe_hf.errors import StaleError
 from fpe_hf.kernels import chunked
 from fpe_hf.layers import FPELayer, block
 from fpe_hf.layers.hidden import Hidden, eager_hidden
+from layers.running import run
 from planning.cases import KINDS, Case, cases, make_case
 
 Between = Callable[..., Tensor]
@@ -71,18 +72,6 @@ BETWEEN: dict[str, Between] = {
     "halves": halves,
     "interleaved": interleaved,
 }
-
-
-def run(model: MLP, x: Tensor) -> Iterator[Tensor]:
-    """Output, and gradients of the inputs and of every parameter."""
-    x = x.clone().requires_grad_()
-    model.zero_grad()
-    output = model(x)
-    yield output.detach()
-    output.backward(torch.sin(torch.arange(output.numel(), dtype=x.dtype)).view_as(output))
-    for tensor in (x, *model.parameters()):
-        assert tensor.grad is not None
-        yield tensor.grad
 
 
 def assert_same(model: MLP, x: Tensor) -> None:
