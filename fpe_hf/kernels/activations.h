@@ -14,47 +14,60 @@
 enum { RELU = 0, SIGMOID_LINEAR = 1, GELU = 2, GELU_TANH = 3, RELU_SQUARED = 4 };
 
 #define LOG2_E 1.44269504f
-#define LN2_HIGH 0.693359375f
-#define LN2_LOW -2.12194440e-4f
-#define INVERSE_SQRT_2PI 0.39894228f
 #define TANH_FACTOR 1.59576912f /* 2 * sqrt(2 / pi) */
 #define TANH_CUBE 0.044715f
 
-/* e^x for |x| <= 80, cut off there: far from numbers so small that processors are slow with them. The
- * polynomial is a minimax fit on [-ln 2 / 2, ln 2 / 2]. */
-static inline float exponential(float x) {
-    x = x < -80.0f ? -80.0f : x;
-    x = x > 80.0f ? 80.0f : x;
-    const float whole = __builtin_rintf(x * LOG2_E);
-    const float rest = x - whole * LN2_HIGH - whole * LN2_LOW;
-    float sum = 0.001383681781589985f;
-    sum = sum * rest + 0.008374824188649654f;
-    sum = sum * rest + 0.04166822507977486f;
-    sum = sum * rest + 0.16666419804096222f;
-    sum = sum * rest + 0.49999991059303284f;
+/* 2^x for |x| < 127. The polynomial is a minimax fit on [-1/2, 1/2]. */
+static inline float power_of_two(float x) {
+    const float shifted = x + 12582912.0f; /* 1.5 * 2^23: the last bits are x, rounded */
+    const float rest = x - (shifted - 12582912.0f);
+    float sum = 0.001326472731307149f;
+    sum = sum * rest + 0.009671512991189957f;
+    sum = sum * rest + 0.05550733581185341f;
+    sum = sum * rest + 0.24022242426872253f;
+    sum = sum * rest + 0.6931470036506653f;
     sum = sum * rest + 1.0f;
-    sum = sum * rest + 1.0f;
-    const int32_t bits = ((int32_t)whole + 127) << 23;
-    float scale;
-    memcpy(&scale, &bits, sizeof scale);
-    return sum * scale;
+    uint32_t bits, power;
+    memcpy(&bits, &sum, sizeof bits);
+    memcpy(&power, &shifted, sizeof power);
+    bits += power << 23; /* to the exponent */
+    memcpy(&sum, &bits, sizeof sum);
+    return sum;
 }
 
-static inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+/* With e^-x cut off far from numbers so small or large that processors are slow with them. */
+static inline float sigmoid(float x) {
+    float power = -LOG2_E * x;
+    power = power < -115.0f ? -115.0f : power;
+    power = power > 115.0f ? 115.0f : power;
+    return 1.0f / (1.0f + power_of_two(power));
+}
 
-/* The probability of a standard normal variable below -x, for x >= 0, from e^(-x^2 / 2): a fit of
- * that quotient as a polynomial of 1 / (1 + 0.3 x). */
-static inline float tail(float x, float decay) {
-    const float t = 1.0f / (1.0f + 0.3f * x);
-    float sum = 0.03567532360963018f;
-    sum = sum * t - 0.15720526570645002f;
-    sum = sum * t + 0.20635705581462865f;
-    sum = sum * t - 0.053686694099441976f;
-    sum = sum * t + 0.12856311690389993f;
-    sum = sum * t + 0.09991307913893159f;
-    sum = sum * t + 0.12075401603203406f;
-    sum = sum * t + 0.11962929530283238f;
-    return sum * t * decay;
+/* The probability of a standard normal variable above x, for 0 <= x <= 10: its logarithm is nearly a
+ * square. A minimax fit up to 5.5, where x times the probability is 1e-7; it falls from there on. */
+static inline float beyond(float x) {
+    float power = -6.140399477772007e-07f;
+    power = power * x + 1.0428247151139658e-05f;
+    power = power * x - 3.6336186894914135e-05f;
+    power = power * x - 0.000530569814145565f;
+    power = power * x + 0.007620621472597122f;
+    power = power * x - 0.052911948412656784f;
+    power = power * x - 0.4590609073638916f;
+    power = power * x - 1.151124119758606f;
+    power = power * x - 0.9999996423721313f;
+    return power_of_two(power);
+}
+
+/* The density at x, as a multiple of `beyond`. */
+static inline float hazard(float x) {
+    float sum = 1.3325752661330625e-05f;
+    sum = sum * x - 0.0001677397667663172f;
+    sum = sum * x + 0.0006878729909658432f;
+    sum = sum * x + 0.000627649889793247f;
+    sum = sum * x - 0.019716473296284676f;
+    sum = sum * x + 0.10921275615692139f;
+    sum = sum * x + 0.6365925073623657f;
+    return sum * x + 0.7978851199150085f;
 }
 
 /* An activation and its derivative. NaN stays NaN in all of them. */
@@ -71,12 +84,11 @@ static inline void activation(int kind, float scale, float x, float *value, floa
         *value = x * s;
         *slope = s + scale * x * s * (1.0f - s);
     } else if (kind == GELU) {
-        const float size = x < 0.0f ? -x : x;
-        const float decay = exponential(-0.5f * x * x);
-        const float below = tail(size, decay);
-        const float share = x < 0.0f ? below : 1.0f - below;
-        *value = x * share;
-        *slope = share + x * decay * INVERSE_SQRT_2PI;
+        float size = x < 0.0f ? -x : x;
+        size = size > 10.0f ? 10.0f : size;
+        const float above = beyond(size), rise = above - size * hazard(size) * above;
+        *value = (x < 0.0f ? 0.0f : x) - size * above;
+        *slope = x < 0.0f ? rise : 1.0f - rise;
     } else {
         const float inner = TANH_FACTOR * x * (1.0f + TANH_CUBE * x * x);
         const float s = sigmoid(inner);

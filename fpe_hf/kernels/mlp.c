@@ -201,12 +201,13 @@ static float *lay_out(
     const int64_t rows = chunk * w->made * block->part;
     w->total = take(&scratch, chunk * block->out_features);
     w->written = take(&scratch, chunk * w->writes);
-    w->hidden = take(&scratch, rows);
     for (int64_t up = 0; up < block->ups; up++) {
         w->turned[up] = take(&scratch, chunk * block->in_features);
         w->read[up] = take(&scratch, chunk * w->reads);
     }
     for (int64_t s = 0; s < w->sources; s++) w->sums[s] = kept ? 0 : take(&scratch, rows);
+    /* In the place of sums that nobody reads again: half as much stays in cache. */
+    w->hidden = kept || back ? take(&scratch, rows) : w->sums[block->activated];
     if (!back) return scratch;
     w->hidden_tokens = take(&scratch, chunk * w->made * pieces(block->part, PANEL) * PANEL);
     w->packed = take(&scratch, packed);

@@ -21,7 +21,7 @@ CHUNK_TOKENS = 256
 LEAST_TOKENS = 64
 """As many columns of hidden activations have memory, at least."""
 
-PART_NUMBERS = 1 << 17
+PART_NUMBERS = 1 << 18
 """Hidden activations at a time."""
 
 
