@@ -7,6 +7,7 @@ returns, for every input, which child reads it: each input goes to exactly one c
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 RANDOM = "random"
 _GOLDEN = 0x9E3779B97F4A7C15
 _CHUNK = 1 << 16  # keys at a time: they stay in cache
+_FEW_CHUNKS = 16  # that one thread works through before others have started
 
 
 class Split(Protocol):
@@ -135,24 +137,36 @@ def hashed_children(seed: int, rows: int, columns: int, alpha: int) -> npt.NDArr
     Returns:
         uint8 `[rows, columns]`.
     """
+    import torch
+
     children = np.empty((rows, columns), np.uint8)
     index = np.arange(columns, dtype=np.uint64)
     low_bits = np.uint64(max(columns - 1, 1).bit_length())
     ranks = np.arange(columns) * alpha // columns
     starts = np.searchsorted(ranks, np.arange(1, alpha))
+    cuts = starts[starts < columns]
     step = max(1, _CHUNK // columns)
-    for first in range(0, rows, step):
+
+    def divide_rows(first: int) -> None:
         row = np.arange(first, min(first + step, rows), dtype=np.uint64)[:, None]
         with np.errstate(over="ignore"):
             counter = row * np.uint64(columns) + index + np.uint64(1)
             keys = _mix(np.uint64(seed) + np.uint64(_GOLDEN) * counter)
         keys = (keys >> low_bits << low_bits) | index
-        cuts = starts[starts < columns]
         thresholds = np.partition(keys, cuts, axis=1)[:, cuts] if len(cuts) else keys[:, :0]
-        part = np.zeros(keys.shape, np.uint8)
+        part = children[first : first + step]
+        part[:] = 0
         for cut in range(thresholds.shape[1]):
             part += keys >= thresholds[:, cut : cut + 1]
-        children[first : first + step] = part
+
+    firsts = range(0, rows, step)
+    if len(firsts) < _FEW_CHUNKS:
+        for first in firsts:
+            divide_rows(first)
+        return children
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        for _ in threads.map(divide_rows, firsts):  # which raises what they raise
+            pass
     return children
 
 
