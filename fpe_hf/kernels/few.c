@@ -6,6 +6,10 @@
 
 #include <string.h>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 #include "block.h"
 
 #define HEIGHT 4 /* rows of weights, and */
@@ -48,6 +52,11 @@ ALWAYS float number(int half, const void *from, int64_t at) {
     return value;
 }
 
+ALWAYS void copy_number(int half, const void *from, int64_t at, void *to, int64_t place) {
+    if (half) ((uint16_t *)to)[place] = ((const uint16_t *)from)[at];
+    else ((float *)to)[place] = ((const float *)from)[at];
+}
+
 /* Rounded to the nearest, to even ones where two are as near. */
 static void round_all(const float *from, uint16_t *to, int64_t count) {
     SHARED for (int64_t i = 0; i < count; i++) {
@@ -58,60 +67,92 @@ static void round_all(const float *from, uint16_t *to, int64_t count) {
     }
 }
 
-/* Dot products of rows of `a`, from number `at` on, with rows of `b`: `to[token][row]`. Rows that are
- * not there are computed, not written. */
+/* ---- dot products ---- */
+
+#ifdef __AVX512BF16__
+#define HALVES (2 * LANES) /* multiplied in pairs, whose products are added up in float32 */
+
+ALWAYS __m512bh load_halves(const void *from, int64_t at, int64_t count) {
+    const __mmask32 there = count < HALVES ? (1u << count) - 1 : ~0u;
+    return (__m512bh)_mm512_maskz_loadu_epi16(there, (const uint16_t *)from + at);
+}
+#else
+#define HALVES LANES
+#endif
+
+/* Numbers of each operand that are multiplied at once. */
+ALWAYS int64_t step_of(int half) { return half ? HALVES : LANES; }
+
+ALWAYS lanes add_products(int half, lanes sum, const void *a, int64_t i, const void *b, int64_t j) {
+#ifdef __AVX512BF16__
+    if (half)
+        return (lanes)_mm512_dpbf16_ps(
+            (__m512)sum, load_halves(a, i, HALVES), load_halves(b, j, HALVES));
+#endif
+    return sum + load(half, a, i) * load(half, b, j);
+}
+
+/* The sum of all lanes, and of products that are left, fewer than a step. */
+ALWAYS float with_rest(
+    int half, lanes sum, const void *a, int64_t i, const void *b, int64_t j, int64_t count) {
+#ifdef __AVX512BF16__
+    if (half)
+        return sum_of((lanes)_mm512_dpbf16_ps(
+            (__m512)sum, load_halves(a, i, count), load_halves(b, j, count)));
+#endif
+    float whole = sum_of(sum);
+    for (int64_t k = 0; k < count; k++) whole += number(half, a, i + k) * number(half, b, j + k);
+    return whole;
+}
+
+/* Dot products of rows of `a`, from number `at` on, with rows of `b`, from `from` on:
+ * `to[token][row]`. Rows that are not there are computed, not written. */
 ALWAYS void dots_of(
-    int half, int tokens, int64_t rows, const void *a, int64_t at, int64_t a_row, const float *b,
-    int64_t b_row, int64_t count, float to[TOKENS][HEIGHT]) {
+    int half, int tokens, int64_t rows, const void *a, int64_t at, int64_t a_row, const void *b,
+    int64_t from, int64_t b_row, int64_t count, float to[TOKENS][HEIGHT]) {
     lanes sums[HEIGHT][TOKENS];
     int64_t left[HEIGHT];
     for (int i = 0; i < HEIGHT; i++) {
         left[i] = at + least(i, rows - 1) * a_row;
         for (int j = 0; j < tokens; j++) sums[i][j] = (lanes){0};
     }
+    const int64_t step = step_of(half);
     int64_t k = 0;
-    for (; k + LANES <= count; k += LANES)
-        for (int i = 0; i < HEIGHT; i++) {
-            const lanes value = load(half, a, left[i] + k);
-            for (int j = 0; j < tokens; j++) sums[i][j] += value * load(0, b, j * b_row + k);
-        }
+    for (; k + step <= count; k += step)
+        for (int i = 0; i < HEIGHT; i++)
+            for (int j = 0; j < tokens; j++)
+                sums[i][j] = add_products(half, sums[i][j], a, left[i] + k, b, from + j * b_row + k);
     for (int i = 0; i < HEIGHT; i++)
-        for (int j = 0; j < tokens; j++) {
-            float sum = sum_of(sums[i][j]);
-            for (int64_t rest = k; rest < count; rest++)
-                sum += number(half, a, left[i] + rest) * b[j * b_row + rest];
-            to[j][i] = sum;
-        }
+        for (int j = 0; j < tokens; j++)
+            to[j][i] =
+                with_rest(half, sums[i][j], a, left[i] + k, b, from + j * b_row + k, count - k);
 }
 
 /* The same of rows that lie one after the other, read in one go, which memory likes best. */
 ALWAYS void dots_in_line(
-    int half, int tokens, int64_t rows, const void *a, int64_t at, const float *b, int64_t b_row,
-    int64_t count, float to[TOKENS][HEIGHT]) {
+    int half, int tokens, int64_t rows, const void *a, int64_t at, const void *b, int64_t from,
+    int64_t b_row, int64_t count, float to[TOKENS][HEIGHT]) {
     const int ways = tokens == 1 ? 4 : tokens == 2 ? 2 : 1; /* enough sums that none is waited for */
+    const int64_t step = step_of(half);
     for (int64_t i = 0; i < rows; i++) {
         lanes sums[TOKENS][4];
         for (int j = 0; j < tokens; j++)
             for (int way = 0; way < ways; way++) sums[j][way] = (lanes){0};
         const int64_t left = at + i * count;
         int64_t k = 0;
-        for (; k + ways * LANES <= count; k += ways * LANES)
-            for (int way = 0; way < ways; way++) {
-                const lanes value = load(half, a, left + k + way * LANES);
+        for (; k + ways * step <= count; k += ways * step)
+            for (int way = 0; way < ways; way++)
                 for (int j = 0; j < tokens; j++)
-                    sums[j][way] += value * load(0, b, j * b_row + k + way * LANES);
-            }
-        for (; k + LANES <= count; k += LANES) {
-            const lanes value = load(half, a, left + k);
-            for (int j = 0; j < tokens; j++) sums[j][0] += value * load(0, b, j * b_row + k);
-        }
+                    sums[j][way] = add_products(
+                        half, sums[j][way], a, left + k + way * step, b,
+                        from + j * b_row + k + way * step);
+        for (; k + step <= count; k += step)
+            for (int j = 0; j < tokens; j++)
+                sums[j][0] = add_products(half, sums[j][0], a, left + k, b, from + j * b_row + k);
         for (int j = 0; j < tokens; j++) {
             lanes whole = sums[j][0];
             for (int way = 1; way < ways; way++) whole += sums[j][way];
-            float sum = sum_of(whole);
-            for (int64_t rest = k; rest < count; rest++)
-                sum += number(half, a, left + rest) * b[j * b_row + rest];
-            to[j][i] = sum;
+            to[j][i] = with_rest(half, whole, a, left + k, b, from + j * b_row + k, count - k);
         }
     }
 }
@@ -119,12 +160,12 @@ ALWAYS void dots_in_line(
 #define LONG 4096 /* numbers of a row: several such rows are read at once, rather */
 
 static void dots(
-    int half, int64_t tokens, int64_t rows, const void *a, int64_t at, int64_t a_row, const float *b,
-    int64_t b_row, int64_t count, float to[TOKENS][HEIGHT]) {
+    int half, int64_t tokens, int64_t rows, const void *a, int64_t at, int64_t a_row, const void *b,
+    int64_t from, int64_t b_row, int64_t count, float to[TOKENS][HEIGHT]) {
     const int in_line = a_row == count && count <= LONG;
-#define DOTS(kind, number)                                                       \
-    if (in_line) dots_in_line(kind, number, rows, a, at, b, b_row, count, to);   \
-    else dots_of(kind, number, rows, a, at, a_row, b, b_row, count, to)
+#define DOTS(kind, number)                                                            \
+    if (in_line) dots_in_line(kind, number, rows, a, at, b, from, b_row, count, to); \
+    else dots_of(kind, number, rows, a, at, a_row, b, from, b_row, count, to)
     switch (tokens + (half ? TOKENS : 0)) {
         case 1: DOTS(0, 1); break;
         case 2: DOTS(0, 2); break;
@@ -177,21 +218,21 @@ static void couple(
     }
 }
 
-/* `x` is `[tokens, in_features]`, `out` `[tokens, sources * hidden]`. `scratch` takes what the children
- * of a tile read, of all tokens, and, if `half`, the result before it is rounded. */
+/* `x` is `[tokens, in_features]`, `out` `[tokens, sources * hidden]`. `read` takes what the children of
+ * a tile read, of all tokens, and, if `half`, `whole` the result before it is rounded. */
 void fpe_up(
     const Block *block, const Up *up, int64_t half, int64_t tokens, int64_t threads, const void *x,
-    void *out, float *scratch) {
+    void *out, void *read, float *whole) {
     const int64_t reads = sum(block->reads, block->alpha);
     const int64_t width = block->sources * block->alpha * block->starts[block->tiles];
-    float *const result = half ? scratch + tokens * reads : (float *)out;
+    float *const result = half ? whole : (float *)out;
 #pragma omp parallel num_threads((int)threads)
     {
         for (int64_t tile = 0; tile < block->tiles; tile++) {
             const int64_t start = block->starts[tile], parents = block->starts[tile + 1] - start;
             const int32_t *index = up->inputs + tile * reads;
             SHARED for (int64_t i = 0; i < tokens * reads; i++)
-                scratch[i] = number((int)half, x, i / reads * block->in_features + index[i % reads]);
+                copy_number((int)half, x, i / reads * block->in_features + index[i % reads], read, i);
             int64_t before = 0;
             for (int64_t child = 0; child < block->alpha; child++) {
                 const int64_t own = block->reads[child], blocks = pieces(parents, HEIGHT);
@@ -206,7 +247,7 @@ void fpe_up(
                         float found[TOKENS][HEIGHT];
                         dots(
                             (int)half, count, rows, up->weight, at, own,
-                            scratch + token * reads + before, reads, own, found);
+                            read, token * reads + before, reads, own, found);
                         for (int64_t i = 0; i < rows; i++) {
                             const int apart = up->bias && !block->coupled;
                             const float more = apart ? number((int)half, up->bias, bias + i) : 0.0f;
@@ -225,28 +266,25 @@ void fpe_up(
     }
 }
 
-/* `hidden` is `[tokens, hidden]`, `out` `[tokens, out_features]`. If `half`, `scratch` takes both in
- * float32; else it may be NULL. */
+/* `hidden` is `[tokens, hidden]`, `out` `[tokens, out_features]`. If `half`, `whole` takes the result
+ * before it is rounded; else it may be NULL. */
 void fpe_down(
     const Block *block, const Down *down, int64_t half, int64_t tokens, int64_t threads,
-    const void *hidden, void *out, float *scratch) {
+    const void *hidden, void *out, float *whole) {
     const int64_t width = block->alpha * block->starts[block->tiles];
     const int64_t writes = block->replicate ? block->writes[0] : sum(block->writes, block->alpha);
     const int64_t results = tokens * block->out_features;
-    float *const result = half ? scratch + tokens * width : (float *)out;
-    const float *const met = half ? scratch : (const float *)hidden;
+    float *const result = half ? whole : (float *)out;
 #pragma omp parallel num_threads((int)threads)
     {
         SHARED for (int64_t i = 0; i < results; i++)
             result[i] = down->bias ? number((int)half, down->bias, i % block->out_features) : 0.0f;
-        SHARED for (int64_t i = 0; i < (half ? tokens * width : 0); i++)
-            scratch[i] = number(1, hidden, i);
         for (int64_t tile = 0; tile < block->tiles; tile++) {
             int64_t before = 0;
             for (int64_t child = 0; child < (block->replicate ? 1 : block->alpha); child++) {
                 int64_t stride;
                 const int64_t at = down_weights(block, tile, child, writes, before, &stride);
-                const float *own = met + block->alpha * block->starts[tile] + child * stride;
+                const int64_t own = block->alpha * block->starts[tile] + child * stride;
                 const int32_t *index = down->outputs + tile * writes + before;
                 SHARED for (int64_t o = 0; o < block->writes[child]; o += HEIGHT) {
                     const int64_t rows = least(HEIGHT, block->writes[child] - o);
@@ -255,7 +293,7 @@ void fpe_down(
                         float found[TOKENS][HEIGHT];
                         dots(
                             (int)half, count, rows, down->weight, at + o * stride, stride,
-                            own + token * width, width, stride, found);
+                            hidden, own + token * width, width, stride, found);
                         for (int64_t j = 0; j < count; j++)
                             for (int64_t i = 0; i < rows; i++)
                                 result[(token + j) * block->out_features + index[o + i]] +=

@@ -71,8 +71,8 @@ class FewUp(Description):
         x = x.contiguous()
         out = x.new_empty(*x.shape[:-1], self._hidden)
         half = x.dtype == torch.bfloat16
-        numbers = self._reads + (self._hidden if half else 0)
-        scratch = x.new_empty(tokens * numbers, dtype=torch.float32)
+        read = x.new_empty(tokens * self._reads)
+        whole = x.new_empty(out.numel() if half else 0, dtype=torch.float32)
         library = native.library("few")
         assert library is not None
         library.fpe_up(
@@ -83,7 +83,8 @@ class FewUp(Description):
             torch.get_num_threads(),
             x.data_ptr(),
             out.data_ptr(),
-            scratch.data_ptr(),
+            read.data_ptr(),
+            whole.data_ptr(),
         )
         return out
 
@@ -112,8 +113,7 @@ class FewDown(Description):
         hidden = hidden.contiguous()
         out = hidden.new_empty(*hidden.shape[:-1], self._outputs)
         half = hidden.dtype == torch.bfloat16
-        numbers = tokens * (self._width + self._outputs) if half else 0
-        scratch = hidden.new_empty(numbers, dtype=torch.float32)
+        whole = hidden.new_empty(out.numel() if half else 0, dtype=torch.float32)
         library = native.library("few")
         assert library is not None
         library.fpe_down(
@@ -124,6 +124,6 @@ class FewDown(Description):
             torch.get_num_threads(),
             hidden.data_ptr(),
             out.data_ptr(),
-            scratch.data_ptr(),
+            whole.data_ptr(),
         )
         return out

@@ -41,7 +41,7 @@ FUNCTIONS: Mapping[str, Mapping[str, Sequence[Any]]] = {
         )
     },
     "few": {
-        "fpe_up": (_POINTER, _POINTER, *(_LONG,) * 3, *(_POINTER,) * 3),
+        "fpe_up": (_POINTER, _POINTER, *(_LONG,) * 3, *(_POINTER,) * 4),
         "fpe_down": (_POINTER, _POINTER, *(_LONG,) * 3, *(_POINTER,) * 3),
     },
     "mlp": {
