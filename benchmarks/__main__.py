@@ -41,6 +41,7 @@ def run(
     budget: Annotated[float, typer.Option(help="Seconds per case; 0 keeps the preset's.")] = 0.0,
     peak: Annotated[bool, typer.Option(help="Peak of resident memory, too (slow).")] = False,
     resume: Annotated[bool, typer.Option(help="Measure only what is missing.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="A part, such as tokens=1,16.")] = None,
 ) -> None:
     """Measures blocks and models, prints the table, and stores it with its plots."""
     place = prepare(device, threads)
@@ -49,6 +50,11 @@ def run(
     if preset not in known:
         raise typer.BadParameter(f"--preset {preset}: choose among {', '.join(known)}.")
     wanted = known[preset]
+    try:
+        for choice in only or ():
+            wanted = wanted.only(choice)
+    except ValueError as error:
+        raise typer.BadParameter(f"--only {error}") from error
     if budget:
         wanted = dataclasses.replace(wanted, budget=budget)
     quiet()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
@@ -65,6 +66,27 @@ class Preset:
     model_modes: tuple[str, ...] = (FORWARD, TRAIN)
     memory: tuple[int, ...] = ()
     budget: float = 20.0
+
+    def only(self, choice: str) -> Preset:
+        """A part of the preset.
+
+        Args:
+            choice: A field and some of its values, such as `tokens=1,16`; `models=` for none.
+
+        Raises:
+            ValueError: There is no such field, or it does not hold such a value.
+        """
+        name, _, words = choice.partition("=")
+        choices = [f.name for f in fields(self) if isinstance(getattr(self, f.name), tuple)]
+        if name not in choices:
+            raise ValueError(f"{choice!r}: nothing is called {name!r}; use {', '.join(choices)}.")
+        held: dict[str, Any] = {getattr(v, "name", str(v)): v for v in getattr(self, name)}
+        wanted = words.split(",") if words else []
+        for word in wanted:
+            if word not in held:
+                raise ValueError(f"{choice!r}: {word!r} is not among {', '.join(held)}.")
+        found: tuple[Any, ...] = tuple(held[word] for word in wanted)
+        return replace(self, **{name: found})
 
     def groups(self) -> Iterator[Group]:
         """Groups of cases, the small ones first."""

@@ -57,7 +57,7 @@ class _UnavailableError(Exception):
     """Why there is no library, in words."""
 
 
-def library(name: str = "packed") -> ctypes.CDLL | None:
+def library(name: str) -> ctypes.CDLL | None:
     """A compiled library, or `None` if there is none; `unavailable` says why.
 
     Args:
@@ -66,7 +66,7 @@ def library(name: str = "packed") -> ctypes.CDLL | None:
     return _attempt(name)[0]
 
 
-def unavailable(name: str = "packed") -> str | None:
+def unavailable(name: str) -> str | None:
     """Why there is no library, in words; `None` if there is one."""
     return _attempt(name)[1]
 

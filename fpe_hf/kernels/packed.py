@@ -142,7 +142,7 @@ def _multiply(
     else:
         arranged = _lanes_of_tokens(inputs)
         out = torch.empty(len(arranged), sums, rows, _LANES)
-    kernel = native.library()
+    kernel = native.library("packed")
     assert kernel is not None
     kernel.fpe_packed_rows(
         0 if by_columns else 1,
@@ -213,4 +213,4 @@ def _bytes(packed: Tensor | None) -> tuple[int | None, int]:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _is_native() -> bool:
-    return native.library() is not None
+    return native.library("packed") is not None

@@ -31,7 +31,7 @@ def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def again() -> str | None:
     native._attempt.cache_clear()
-    return native.unavailable()
+    return native.unavailable("packed")
 
 
 def libraries(tmp_path: Path) -> list[Path]:
@@ -45,8 +45,8 @@ needs_compiler = pytest.mark.skipif(
 
 @needs_compiler
 def test_it_is_compiled_once_and_kept_in_a_private_folder(tmp_path: Path) -> None:
-    assert native.unavailable() is None
-    assert native.library() is not None
+    assert native.unavailable("packed") is None
+    assert native.library("packed") is not None
     [library] = libraries(tmp_path)
     assert library.suffix == ".so"
     assert stat.S_IMODE(library.parent.stat().st_mode) == 0o700
@@ -58,7 +58,7 @@ def test_it_is_compiled_once_and_kept_in_a_private_folder(tmp_path: Path) -> Non
 
 @needs_compiler
 def test_another_source_is_compiled_anew(tmp_path: Path) -> None:
-    assert native.unavailable() is None
+    assert native.unavailable("packed") is None
     native.SOURCES.joinpath("packed.c").write_text(SMALL + "int more;\n")
     assert again() is None
     assert len(libraries(tmp_path)) == 2
@@ -66,15 +66,15 @@ def test_another_source_is_compiled_anew(tmp_path: Path) -> None:
 
 def test_it_can_be_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FPE_HF_NATIVE", "0")
-    assert native.library() is None
-    assert native.unavailable() == "FPE_HF_NATIVE=0 is set"
+    assert native.library("packed") is None
+    assert native.unavailable("packed") == "FPE_HF_NATIVE=0 is set"
     assert not (tmp_path / "cache").exists()
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert native.library() is None
-    assert str(native.unavailable()).startswith("no C compiler found (cc, gcc, clang)")
+    assert native.library("packed") is None
+    assert str(native.unavailable("packed")).startswith("no C compiler found (cc, gcc, clang)")
     monkeypatch.setenv("CC", "/nowhere/cc -m32")
     assert str(again()).startswith("no C compiler found (/nowhere/cc)")
 
@@ -82,8 +82,8 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_compiler
 def test_a_source_that_does_not_compile(tmp_path: Path) -> None:
     native.SOURCES.joinpath("packed.c").write_text("void fpe_packed_rows( {}")
-    assert native.library() is None
-    assert "error" in str(native.unavailable())
+    assert native.library("packed") is None
+    assert "error" in str(native.unavailable("packed"))
     assert libraries(tmp_path) == []
 
 
@@ -97,7 +97,7 @@ def test_a_compiler_that_knows_no_optional_flag(
     )
     compiler.chmod(0o700)
     monkeypatch.setenv("CC", str(compiler))
-    assert native.unavailable() is None
+    assert native.unavailable("packed") is None
 
 
 @needs_compiler
@@ -105,7 +105,7 @@ def test_a_damaged_library_is_removed_and_made_anew() -> None:
     flags = (*native.FLAGS, *native.OPTIONAL_FLAGS[0])
     library = native._compiled("packed", native._compiler(), flags, native._cache())
     library.write_bytes(b"not a library")
-    assert native.unavailable() is None  # it took the flags that come next
+    assert native.unavailable("packed") is None  # it took the flags that come next
     assert not library.exists()
     assert again() is None
     assert library.exists()
@@ -116,9 +116,9 @@ def test_a_folder_that_others_can_enter_is_not_used(tmp_path: Path, mode: int) -
     folder = tmp_path / "cache" / "fpe_hf"
     folder.mkdir(parents=True)
     folder.chmod(mode)
-    assert native.library() is None
+    assert native.library("packed") is None
     if any(map(native.shutil.which, native.COMPILERS)):
-        assert str(native.unavailable()).startswith(f"others can enter {folder}")
+        assert str(native.unavailable("packed")).startswith(f"others can enter {folder}")
     assert list(folder.iterdir()) == []
 
 
@@ -126,8 +126,8 @@ def test_a_folder_that_others_can_enter_is_not_used(tmp_path: Path, mode: int) -
 def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert native.library() is None
-    assert "set XDG_CACHE_HOME" in str(native.unavailable())
+    assert native.library("packed") is None
+    assert "set XDG_CACHE_HOME" in str(native.unavailable("packed"))
 
 
 @needs_compiler

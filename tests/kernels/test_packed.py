@@ -20,7 +20,7 @@ from fpe_hf.packing import code_bits, pack
 from planning.cases import Case, make_case
 
 pytestmark = pytest.mark.skipif(
-    native.unavailable() is not None, reason=f"no kernel: {native.unavailable()}"
+    native.unavailable("packed") is not None, reason=f"no kernel: {native.unavailable('packed')}"
 )
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 5e-3}
 OPTIONS: dict[str, dict[str, Any]] = {
