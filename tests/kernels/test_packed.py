@@ -155,7 +155,7 @@ def test_other_instruction_sets(
         pytest.skip(f"this machine has no {names[machine]}")
     flags = ("-O1", "-std=gnu11", "-fPIC", "-Wno-psabi", *machine.split())
     library = native._load(native._compiled(native._compiler(), flags, tmp_path))
-    monkeypatch.setattr(native, "library", lambda: library)
+    monkeypatch.setattr(native, "library", lambda name: library)
 
     @settings(max_examples=80)
     @given(jobs())
@@ -321,7 +321,7 @@ def test_without_a_library_plain_operations_do_it(monkeypatch: pytest.MonkeyPatc
     x = torch.randn(2, 20)
     layer = layers(d=20, h=9)[0]
     fast = layer(x)
-    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(native, "library", lambda name: None)
     assert not usable(x, 20, layer.weight)
     torch.testing.assert_close(layer(x), fast)
 
