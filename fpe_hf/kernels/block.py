@@ -189,6 +189,8 @@ def multiply(matrices: Tensor, columns: Tensor) -> Tensor:
         product = torch.stack(list(single)).unsqueeze(-1)
     elif on_cpu and tokens <= FEW_TOKENS:
         product = torch.bmm(right.mT.contiguous(), left.mT).mT
+    elif len(left) == 1:  # of which the batch's stride may be any, and bmm copy the matrix for it
+        product = torch.mm(left[0], right[0]).unsqueeze(0)
     else:
         product = torch.bmm(left, right)
     apart: Tensor = product.unflatten(0, matrices.shape[:2])

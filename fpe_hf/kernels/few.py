@@ -12,7 +12,7 @@ from . import native
 from .described import Description
 from .ordinary import is_ordinary
 
-MOST_TOKENS = 12
+MOST_TOKENS = {torch.float32: 12, torch.bfloat16: 16}
 """Beyond this many tokens, other products are faster."""
 
 
@@ -28,8 +28,7 @@ def usable(x: Tensor, width: int, *numbers: Tensor | None) -> bool:
         return False
     floats = [x, *(t for t in numbers if t is not None)]
     return (
-        width <= x.numel() <= width * MOST_TOKENS
-        and x.dtype in (torch.float32, torch.bfloat16)
+        width <= x.numel() <= width * MOST_TOKENS.get(x.dtype, 0)
         and all(t.dtype == x.dtype and t.is_cpu for t in floats)
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in floats))
         and is_ordinary(*floats)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -10,6 +12,7 @@ from torch.nn import functional
 from ..errors import CheckpointError
 from ..kernels import gpu
 from ..kernels.gpu_shapes import ElementShape
+from ..kernels.ordinary import is_ordinary
 from ..kernels.packed import Mode, output_dtype, packed_rows, usable
 from ..packing import code_bits, pack, packed_bytes, take_kept, unpack
 from ..planning import BlockPlan, BlockSpec
@@ -27,7 +30,38 @@ def fill(weight: Tensor, keep: Tensor | None, shape: tuple[int, ...]) -> Tensor:
     """
     if keep is None:
         return weight.view(shape)
+    if is_ordinary(weight, keep):
+        filled: Tensor = _Fill.apply(weight, keep, shape)  # type: ignore[no-untyped-call]
+        return filled
     return weight.new_zeros(shape).masked_scatter(keep, weight)
+
+
+class _Fill(torch.autograd.Function):
+    """`masked_scatter`, whose own way back takes 16 bytes for every entry of the matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, keep: Tensor, shape: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(keep)
+        return weight.new_zeros(shape).masked_scatter_(keep, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (keep,) = ctx.saved_tensors
+        return take_kept(gradient, keep), None, None
+
+
+def divided(weight: Tensor, others: Tensor, codes: Tensor) -> Tensor:
+    """The children's matrices: each weight for the child that owns it.
+
+    Args:
+        weight: `[sources or outputs, 1, ...]`.
+        others: What the other children have in its place: of the result's shape.
+        codes: The child that owns each weight; its shape without the first dimensions of size 1.
+
+    Returns:
+        `[sources or outputs, alpha, ...]`.
+    """
+    return others.scatter(1, codes.long().expand(weight.shape), weight)
 
 
 def check_packed(name: str, packed: Tensor, bits: int, count: int, limit: int) -> Tensor:
@@ -145,13 +179,15 @@ class ElementUp(RowStarts, UpLayer):
     def dense_weight(self) -> Tensor:
         spec = self.spec
         parent = self.parent_weight().unsqueeze(1)
-        own = self._own()
         coupling = self.couplings()
+        shape = (-1, spec.alpha, -1, -1)
         if isinstance(coupling, Tensor):
-            coupled = coupling[:, None, :, None] * parent
+            others = (coupling[:, None, :, None] * parent).expand(shape)
+        elif coupling:
+            others = (coupling * parent).expand(shape)
         else:
-            coupled = coupling * parent if coupling else parent.new_zeros(())
-        weight = torch.where(own, parent, coupled)
+            others = parent.new_zeros(()).expand(parent.expand(shape).shape)
+        weight = divided(parent, others, self._codes())
         return self.merge_sources(_by_tile(weight, spec))
 
     def project(self, x: Tensor) -> Tensor:
@@ -227,9 +263,13 @@ class ElementUp(RowStarts, UpLayer):
 
     def _own(self) -> Tensor:
         """Which child reads which input: bool `[alpha, parents or 1, inputs]`."""
-        count = self.codes_shape[0] * self.codes_shape[1]
-        codes = unpack(self.owner, self.bits, count).view(self.codes_shape)
+        codes = self._codes()
         return codes == _child_ids(self.spec.alpha, codes)
+
+    def _codes(self) -> Tensor:
+        """The child that reads each input: uint8 `[parents or 1, inputs]`."""
+        count = self.codes_shape[0] * self.codes_shape[1]
+        return unpack(self.owner, self.bits, count).view(self.codes_shape)
 
 
 class ElementDown(RowStarts, DownLayer):
@@ -292,8 +332,9 @@ class ElementDown(RowStarts, DownLayer):
             shape = (spec.out_features, spec.alpha, spec.all_parents)
             mask = None if keep is None else keep.unsqueeze(1).expand(shape)
             return self.by_expert(_by_tile(fill(self.weight, mask, shape), spec))
-        parent = fill(self.weight, keep, (spec.out_features, spec.all_parents))
-        weight = torch.where(self._own(), parent.unsqueeze(1), parent.new_zeros(()))
+        parent = fill(self.weight, keep, (spec.out_features, spec.all_parents)).unsqueeze(1)
+        others = parent.new_zeros(()).expand(len(parent), spec.alpha, spec.all_parents)
+        weight = divided(parent, others, self._codes())
         return self.by_expert(_by_tile(weight, spec))
 
     def project(self, hidden: Tensor) -> Tensor:
@@ -354,10 +395,14 @@ class ElementDown(RowStarts, DownLayer):
 
     def _own(self) -> Tensor:
         """Which child keeps which outgoing weight: bool `[outputs, alpha, parents]`."""
+        codes = self._codes()
+        return codes == _child_ids(self.spec.alpha, codes)[:, 0]
+
+    def _codes(self) -> Tensor:
+        """The child that keeps each outgoing weight: uint8 `[outputs, 1, parents]`."""
         assert self.owner is not None
         codes = unpack(self.owner, self.bits, self.entries)
-        codes = codes.view(self.spec.out_features, 1, self.spec.all_parents)
-        return codes == _child_ids(self.spec.alpha, codes)[:, 0]
+        return codes.view(self.spec.out_features, 1, self.spec.all_parents)
 
 
 def _by_tile(weight: Tensor, spec: BlockSpec) -> Tensor:

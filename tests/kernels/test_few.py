@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(native.library("few") is None, reason="no C comp
 
 @torch.no_grad()
 @settings(max_examples=60, deadline=None)
-@given(cases(layout="block"), st.integers(1, few.MOST_TOKENS), st.booleans())
+@given(cases(layout="block"), st.integers(1, 12), st.booleans())
 def test_any_shape(case: Case, tokens: int, half: bool) -> None:
     dtype, tolerance = (torch.bfloat16, 2.0**-8) if half else (torch.float32, 2e-6)
     for layer in case.layers():
@@ -94,7 +94,7 @@ def test_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not few.usable(x.half(), 6, weight.half())
     assert not few.usable(x, 6, weight.bfloat16())
     assert not few.usable(x[:0], 6, weight)
-    assert not few.usable(torch.randn(few.MOST_TOKENS + 1, 6), 6, weight)
+    assert not few.usable(torch.randn(few.MOST_TOKENS[torch.float32] + 1, 6), 6, weight)
     assert not few.usable(x, 6, weight.clone().requires_grad_())
     assert not few.usable(x.clone().requires_grad_(), 6, weight)
     assert not few.usable(x.to("meta"), 6, weight)

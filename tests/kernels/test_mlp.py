@@ -31,7 +31,7 @@ FUNCTIONS = {
 @pytest.fixture(autouse=True)
 def _small_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny blocks run in several chunks and parts, and a few tokens as one operation, too."""
-    monkeypatch.setattr(few, "MOST_TOKENS", 0)
+    monkeypatch.setattr(few, "MOST_TOKENS", {})
     monkeypatch.setattr(mlp, "CHUNK_TOKENS", 64)
     monkeypatch.setattr(mlp, "PART_NUMBERS", 1)
 
