@@ -193,26 +193,32 @@ static inline int64_t column_of(const Block *block, int64_t source, int64_t hidd
     return source * block->alpha * block->starts[block->tiles] + hidden;
 }
 
+#define PARENTS 64 /* at a time: children of a parent are far from each other */
+
 /* Couples the partial sums of a tile, and adds biases. */
 static void couple(
     const Block *block, const Up *up, int half, int64_t tokens, int64_t tile, int64_t source,
     float *out) {
     const int64_t width = block->sources * block->alpha * block->starts[block->tiles];
     const int64_t start = block->starts[tile], parents = block->starts[tile + 1] - start;
-    SHARED for (int64_t parent = 0; parent < parents; parent++) {
-        float mu = (float)block->coupling;
-        if (up->coupling) mu = number(half, up->coupling, coupling_at(block, tile, source, parent));
-        for (int64_t token = 0; token < tokens; token++) {
-            float *row = out + token * width, total = 0.0f;
-            for (int64_t child = 0; child < block->alpha; child++)
-                total += row[column_of(
-                    block, source, block->alpha * start + child * parents + parent)];
-            for (int64_t child = 0; child < block->alpha; child++) {
-                float *own = row + column_of(
-                    block, source, block->alpha * start + child * parents + parent);
-                *own += mu * (total - *own);
-                if (up->bias)
-                    *own += number(half, up->bias, bias_at(block, tile, source, child, parent));
+    const int64_t step = block->interleaved ? block->sources : 1, groups = pieces(parents, PARENTS);
+    SHARED for (int64_t item = 0; item < tokens * groups; item++) {
+        const int64_t first = item % groups * PARENTS, count = least(PARENTS, parents - first);
+        float *own = out + item / groups * width +
+                     column_of(block, source, block->alpha * start + first);
+        float mu[PARENTS], total[PARENTS] = {0};
+        for (int64_t p = 0; p < count; p++)
+            mu[p] = up->coupling
+                ? number(half, up->coupling, coupling_at(block, tile, source, first + p))
+                : (float)block->coupling;
+        for (int64_t child = 0; child < block->alpha; child++)
+            for (int64_t p = 0; p < count; p++) total[p] += own[(child * parents + p) * step];
+        for (int64_t child = 0; child < block->alpha; child++) {
+            const int64_t bias = bias_at(block, tile, source, child, first);
+            for (int64_t p = 0; p < count; p++) {
+                float *sum = own + (child * parents + p) * step;
+                *sum += mu[p] * (total[p] - *sum);
+                if (up->bias) *sum += number(half, up->bias, bias + p);
             }
         }
     }
