@@ -144,9 +144,9 @@ def down_matrices(spec: BlockSpec, part: Part, weight: Tensor) -> Iterator[Child
     if spec.fan_out == "replicate":
         outputs, width = spec.child_outputs[0], spec.alpha * part.parents
         start = spec.alpha * part.start * outputs
-        flat = weight.narrow(0, start, part.count * outputs * width)
+        flat = _narrow(weight, 0, start, part.count * outputs * width)
         tiles = flat.view(part.count, 1, outputs, width)
-        own = tiles.narrow(3, part.child * part.parents, part.children * part.parents)
+        own = _narrow(tiles, 3, part.child * part.parents, part.children * part.parents)
         yield Children(0, outputs, 0, own)
         return
     before = part.start * sum(spec.child_outputs)
@@ -159,17 +159,23 @@ def _runs(
 ) -> Iterator[Children]:
     """Flat matrices `[tiles, children, size * width]`: of all children at once, or one by one."""
     total = sum(sizes)
-    flat = weight.narrow(0, before, part.count * width * total).view(part.count, width * total)
+    flat = _narrow(weight, 0, before, part.count * width * total)
+    flat = flat.view(part.count, width * total)
     own = sizes[part.child : part.child + part.children]
     skipped = width * sum(sizes[: part.child])
     if len(set(own)) == 1:
-        numbers = flat.narrow(1, skipped, width * sum(own))
+        numbers = _narrow(flat, 1, skipped, width * sum(own))
         yield Children(0, own[0], 0, numbers.unflatten(1, (len(own), -1)))
         return
     offsets = accumulate(own, initial=0)
     for child, (offset, size) in enumerate(zip(offsets, own, strict=False)):
         numbers = flat.narrow(1, skipped + width * offset, width * size)
         yield Children(offset, size, child, numbers.unsqueeze(1))
+
+
+def _narrow(tensor: Tensor, dim: int, start: int, length: int) -> Tensor:
+    """`tensor.narrow(...)`, but nothing where that is all: backwards it would copy a gradient."""
+    return tensor if length == tensor.shape[dim] else tensor.narrow(dim, start, length)
 
 
 LARGE = 1 << 14
