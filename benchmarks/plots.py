@@ -114,7 +114,7 @@ def _lines(
     ticks = sorted({x(row) for row in rows})
     if len(ticks) < 2:
         return None
-    modes = list(dict.fromkeys(row.mode for row in rows))
+    modes = [mode for mode in _MODES if any(row.mode == mode for row in rows)]
     figure, axes = new_figure(len(modes), width=4.8, height=4.2)
     names = list(dict.fromkeys(line(row) for row in rows))
     for ax, mode in zip(axes, modes, strict=True):
@@ -127,7 +127,7 @@ def _lines(
                 [row.ratio for row in own],
                 label=name,
                 color=_COLORS[number % len(_COLORS)],
-                marker=_MARKERS[number % len(_MARKERS)],
+                marker=_MARKERS[(number + number // len(_COLORS)) % len(_MARKERS)],
                 markersize=4,
                 linestyle="--" if name == "floor" else "-",
             )
@@ -149,7 +149,7 @@ def _lines(
 def _bars(rows: Sequence[Row], middle: Slice) -> Any:
     """All contenders in one case."""
     rows = [row for row in rows if middle.holds(row, "") and row.layout != "dense"]
-    modes = list(dict.fromkeys(row.mode for row in rows))
+    modes = [mode for mode in _MODES if any(row.mode == mode for row in rows)]
     if not modes:
         return None
     names = list(dict.fromkeys(row.contender for row in rows))
