@@ -139,7 +139,7 @@ def hashed_children(seed: int, rows: int, columns: int, alpha: int) -> npt.NDArr
     """
     import torch
 
-    children = np.empty((rows, columns), np.uint8)
+    children = np.zeros((rows, columns), np.uint8)
     index = np.arange(columns, dtype=np.uint64)
     low_bits = np.uint64(max(columns - 1, 1).bit_length())
     ranks = np.arange(columns) * alpha // columns
@@ -155,7 +155,6 @@ def hashed_children(seed: int, rows: int, columns: int, alpha: int) -> npt.NDArr
         keys = (keys >> low_bits << low_bits) | index
         thresholds = np.partition(keys, cuts, axis=1)[:, cuts] if len(cuts) else keys[:, :0]
         part = children[first : first + step]
-        part[:] = 0
         for cut in range(thresholds.shape[1]):
             part += keys >= thresholds[:, cut : cut + 1]
 

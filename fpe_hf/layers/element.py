@@ -30,7 +30,7 @@ def fill(weight: Tensor, keep: Tensor | None, shape: tuple[int, ...]) -> Tensor:
     """
     if keep is None:
         return weight.view(shape)
-    if is_ordinary(weight, keep):
+    if weight.is_cpu and is_ordinary(weight, keep):
         filled: Tensor = _Fill.apply(weight, keep, shape)  # type: ignore[no-untyped-call]
         return filled
     return weight.new_zeros(shape).masked_scatter(keep, weight)
@@ -50,18 +50,20 @@ class _Fill(torch.autograd.Function):
         return take_kept(gradient, keep), None, None
 
 
-def divided(weight: Tensor, others: Tensor, codes: Tensor) -> Tensor:
+def divided(weight: Tensor, others: Tensor, alpha: int, codes: Tensor) -> Tensor:
     """The children's matrices: each weight for the child that owns it.
 
     Args:
         weight: `[sources or outputs, 1, ...]`.
-        others: What the other children have in its place: of the result's shape.
-        codes: The child that owns each weight; its shape without the first dimensions of size 1.
+        others: What the other children have in its place; can be expanded to the result.
+        alpha: Children per parent.
+        codes: The child that owns each weight; can be expanded to `weight`.
 
     Returns:
         `[sources or outputs, alpha, ...]`.
     """
-    return others.scatter(1, codes.long().expand(weight.shape), weight)
+    shape = (len(weight), alpha, *weight.shape[2:])
+    return others.expand(shape).scatter(1, codes.long().expand(weight.shape), weight)
 
 
 def check_packed(name: str, packed: Tensor, bits: int, count: int, limit: int) -> Tensor:
@@ -180,14 +182,11 @@ class ElementUp(RowStarts, UpLayer):
         spec = self.spec
         parent = self.parent_weight().unsqueeze(1)
         coupling = self.couplings()
-        shape = (-1, spec.alpha, -1, -1)
         if isinstance(coupling, Tensor):
-            others = (coupling[:, None, :, None] * parent).expand(shape)
-        elif coupling:
-            others = (coupling * parent).expand(shape)
+            others = coupling[:, None, :, None] * parent
         else:
-            others = parent.new_zeros(()).expand(parent.expand(shape).shape)
-        weight = divided(parent, others, self._codes())
+            others = coupling * parent if coupling else parent.new_zeros(())
+        weight = divided(parent, others, spec.alpha, self._codes())
         return self.merge_sources(_by_tile(weight, spec))
 
     def project(self, x: Tensor) -> Tensor:
@@ -333,8 +332,7 @@ class ElementDown(RowStarts, DownLayer):
             mask = None if keep is None else keep.unsqueeze(1).expand(shape)
             return self.by_expert(_by_tile(fill(self.weight, mask, shape), spec))
         parent = fill(self.weight, keep, (spec.out_features, spec.all_parents)).unsqueeze(1)
-        others = parent.new_zeros(()).expand(len(parent), spec.alpha, spec.all_parents)
-        weight = divided(parent, others, self._codes())
+        weight = divided(parent, parent.new_zeros(()), spec.alpha, self._codes())
         return self.by_expert(_by_tile(weight, spec))
 
     def project(self, hidden: Tensor) -> Tensor:
