@@ -21,12 +21,13 @@ enum { RELU = 0, SIGMOID_LINEAR = 1, GELU = 2, GELU_TANH = 3, RELU_SQUARED = 4 }
 static inline float power_of_two(float x) {
     const float shifted = x + 12582912.0f; /* 1.5 * 2^23: the last bits are x, rounded */
     const float rest = x - (shifted - 12582912.0f);
-    float sum = 0.001326472731307149f;
-    sum = sum * rest + 0.009671512991189957f;
-    sum = sum * rest + 0.05550733581185341f;
-    sum = sum * rest + 0.24022242426872253f;
-    sum = sum * rest + 0.6931470036506653f;
-    sum = sum * rest + 1.0f;
+    const float square = rest * rest; /* two chains of products, which wait for themselves */
+    float odd = 0.001326472731307149f, sum = 0.009671512991189957f;
+    odd = odd * square + 0.05550733581185341f;
+    sum = sum * square + 0.24022242426872253f;
+    odd = odd * square + 0.6931470036506653f;
+    sum = sum * square + 1.0f;
+    sum = odd * rest + sum;
     uint32_t bits, power;
     memcpy(&bits, &sum, sizeof bits);
     memcpy(&power, &shifted, sizeof power);
@@ -46,28 +47,29 @@ static inline float sigmoid(float x) {
 /* The probability of a standard normal variable above x, for 0 <= x <= 10: its logarithm is nearly a
  * square. A minimax fit up to 5.5, where x times the probability is 1e-7; it falls from there on. */
 static inline float beyond(float x) {
-    float power = -6.140399477772007e-07f;
-    power = power * x + 1.0428247151139658e-05f;
-    power = power * x - 3.6336186894914135e-05f;
-    power = power * x - 0.000530569814145565f;
-    power = power * x + 0.007620621472597122f;
-    power = power * x - 0.052911948412656784f;
-    power = power * x - 0.4590609073638916f;
-    power = power * x - 1.151124119758606f;
-    power = power * x - 0.9999996423721313f;
-    return power_of_two(power);
+    const float square = x * x;
+    float odd = 1.0428247151139658e-05f, even = -6.140399477772007e-07f;
+    odd = odd * square - 0.000530569814145565f;
+    even = even * square - 3.6336186894914135e-05f;
+    odd = odd * square - 0.052911948412656784f;
+    even = even * square + 0.007620621472597122f;
+    odd = odd * square - 1.151124119758606f;
+    even = even * square - 0.4590609073638916f;
+    even = even * square - 0.9999996423721313f;
+    return power_of_two(odd * x + even);
 }
 
 /* The density at x, as a multiple of `beyond`. */
 static inline float hazard(float x) {
-    float sum = 1.3325752661330625e-05f;
-    sum = sum * x - 0.0001677397667663172f;
-    sum = sum * x + 0.0006878729909658432f;
-    sum = sum * x + 0.000627649889793247f;
-    sum = sum * x - 0.019716473296284676f;
-    sum = sum * x + 0.10921275615692139f;
-    sum = sum * x + 0.6365925073623657f;
-    return sum * x + 0.7978851199150085f;
+    const float square = x * x;
+    float odd = 1.3325752661330625e-05f, even = -0.0001677397667663172f;
+    odd = odd * square + 0.0006878729909658432f;
+    even = even * square + 0.000627649889793247f;
+    odd = odd * square - 0.019716473296284676f;
+    even = even * square + 0.10921275615692139f;
+    odd = odd * square + 0.6365925073623657f;
+    even = even * square + 0.7978851199150085f;
+    return odd * x + even;
 }
 
 /* An activation and its derivative. NaN stays NaN in all of them. */
@@ -84,7 +86,7 @@ static inline void activation(int kind, float scale, float x, float *value, floa
         *value = x * s;
         *slope = s + scale * x * s * (1.0f - s);
     } else if (kind == GELU) {
-        float size = x < 0.0f ? -x : x;
+        float size = __builtin_fabsf(x);
         size = size > 10.0f ? 10.0f : size;
         const float above = beyond(size), rise = above - size * hazard(size) * above;
         *value = (x < 0.0f ? 0.0f : x) - size * above;

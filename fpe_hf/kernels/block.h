@@ -18,6 +18,7 @@ typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 #define SHARED _Pragma("omp for schedule(static)")
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t pieces(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 typedef struct {

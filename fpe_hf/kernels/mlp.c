@@ -10,6 +10,10 @@
  * number. Nothing here can fail or allocate.
  */
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 #include "activations.h"
 #include "block.h"
 
@@ -20,6 +24,10 @@
 #endif
 #define PANEL (LANES * WIDE)
 #define HEIGHT 6 /* rows of a product at a time: HEIGHT * WIDE sums fill the registers */
+#define AT_ONCE (128 / PANEL) /* rows of a panel whose activations are made at a time */
+#define BUNDLE (8 * HEIGHT) /* rows that are packed at a time */
+#define AHEAD 4 /* columns that are asked for before they are packed */
+#define APART 16 /* parents of a thread: their biases' gradients fill a line of the cache */
 
 /* ---- products ---- */
 
@@ -29,13 +37,13 @@ typedef struct {
     int64_t row, step;
 } Rows;
 
-/* Terms of a product: `groups` of `PANEL`, the last of `last`; from one group to the next the operands
+/* Terms of a product: `groups` of `each`, the last of `last`; from one group to the next the operands
  * advance by `left` and `right`. */
 typedef struct {
-    int64_t groups, last, left, right;
+    int64_t groups, each, last, left, right;
 } Terms;
 
-static inline Terms in_one(int64_t count) { return (Terms){1, count, 0, 0}; }
+static inline Terms in_one(int64_t count) { return (Terms){1, count, count, 0, 0}; }
 
 ALWAYS void product_wide(
     int wide, int64_t rows, Rows a, const float *b, Terms terms, float *c, int64_t stride, int add) {
@@ -46,7 +54,7 @@ ALWAYS void product_wide(
         for (int j = 0; j < wide; j++) sums[i][j] = (lanes){0};
     }
     for (int64_t group = 0; group < terms.groups; group++) {
-        const int64_t count = group == terms.groups - 1 ? terms.last : PANEL;
+        const int64_t count = group == terms.groups - 1 ? terms.last : terms.each;
         const float *left = a.start + group * terms.left, *right = b + group * terms.right;
         for (int64_t k = 0; k < count; k++) {
             lanes column[WIDE];
@@ -101,10 +109,36 @@ static void product_within(
             c[i * stride + j] = whole[i * PANEL + j] + (add ? c[i * stride + j] : 0.0f);
 }
 
+/* Columns of a matrix as rows of products: `[blocks of HEIGHT columns, rows, HEIGHT]`, up to BUNDLE. */
+static void pack(const float *from, int64_t stride, int64_t rows, int64_t columns, float *to) {
+    columns = least(columns, BUNDLE);
+    for (int64_t k = 0; k < rows; k++, from += stride) {
+        for (int64_t j = 0; j < columns; j += 16) __builtin_prefetch(from + AHEAD * stride + j);
+        for (int64_t j = 0; j < columns; j += HEIGHT) {
+            float *own = to + j * rows + k * HEIGHT;
+            if (columns - j >= HEIGHT) memcpy(own, from + j, HEIGHT * sizeof(float));
+            else memcpy(own, from + j, (columns - j) * sizeof(float));
+        }
+    }
+}
+
+/* The rows from `row` on, of those that `pack` was given. */
+static inline Rows packed_rows(const float *packed, int64_t row, int64_t terms) {
+    return (Rows){packed + row % BUNDLE * terms, 1, HEIGHT};
+}
+
 /* Asks for rows of a matrix before they are needed: with few columns there is little to do meanwhile. */
 static inline void expect(const float *start, int64_t rows, int64_t stride, int64_t count) {
     for (int64_t i = 0; i < rows; i++)
         for (int64_t k = 0; k < count; k += 16) __builtin_prefetch(start + i * stride + k);
+}
+
+static inline int64_t this_thread(void) {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
 }
 
 #define MOST_CHILDREN 256 /* MAX_ALPHA */
@@ -119,7 +153,7 @@ typedef struct {
     int64_t sources; /* of all up projections */
     int64_t reads, writes; /* of all children of a tile */
     int64_t read_from[MOST_CHILDREN], write_from[MOST_CHILDREN]; /* where a child's begin */
-    int64_t packed_from[MOST_CHILDREN], inputs_from[MOST_CHILDREN]; /* the same in `packed`, `tokens` */
+    int64_t inputs_from[MOST_CHILDREN];                          /* the same in `tokens` */
     int64_t panels;  /* of the chunk */
     int64_t in_last; /* tokens in the last of them */
     float *turned[MOST_SOURCES]; /* by up projection: x, [panels, in_features, PANEL] */
@@ -131,7 +165,7 @@ typedef struct {
     float *to_pre[MOST_SOURCES];  /* gradients of the sums, as these */
     float *hidden_tokens;         /* hidden activations, by child: columns are neurons, rows tokens */
     float *tokens[MOST_SOURCES];  /* what children read, the same way */
-    float *packed;                /* outgoing weights, by child: [writes, stride] */
+    float *packed;                /* weights of a few rows of a product, for this thread */
     float *to_read[MOST_SOURCES]; /* gradient of what they read */
     float *to_x[MOST_SOURCES];    /* gradient of x, [panels, in_features, PANEL] */
 } Work;
@@ -154,8 +188,6 @@ static inline int64_t in_panel(const Work *w, int64_t panel) {
 static inline int64_t wide(const Work *w, int64_t panel) {
     return pieces(in_panel(w, panel), LANES) * LANES;
 }
-
-static inline int64_t stride_of(const Part *part) { return part->count + LANES; }
 
 static inline int64_t child_of(const Work *w, int64_t child) { return w->block->equal ? 0 : child; }
 
@@ -186,16 +218,14 @@ static float *lay_out(
     w->made = block->equal ? 1 : block->alpha;
     w->sources = block->ups * block->sources;
     const int64_t chunk = pieces(least(block->chunk, block->tokens), PANEL) * PANEL;
-    int64_t packed = 0, inputs = 0;
-    const int64_t stride = block->part + LANES;
+    int64_t written = 0, inputs = 0;
     for (int64_t child = 0; child < block->alpha; child++) {
         w->read_from[child] = w->reads;
         w->write_from[child] = block->replicate ? 0 : w->writes;
-        w->packed_from[child] = packed;
         w->inputs_from[child] = inputs;
         w->reads += block->reads[child];
         w->writes = block->replicate ? block->writes[0] : w->writes + block->writes[child];
-        packed += block->writes[child] * stride;
+        written += block->writes[child];
         inputs += pieces(block->reads[child], PANEL) * PANEL * chunk;
     }
     const int64_t rows = chunk * w->made * block->part;
@@ -210,7 +240,11 @@ static float *lay_out(
     w->hidden = kept || back ? take(&scratch, rows) : w->sums[block->activated];
     if (!back) return scratch;
     w->hidden_tokens = take(&scratch, chunk * w->made * pieces(block->part, PANEL) * PANEL);
-    w->packed = take(&scratch, packed);
+    const int64_t packed = BUNDLE * most(written, block->sources * block->part);
+    for (int64_t thread = 0; thread < block->threads; thread++) {
+        float *own = take(&scratch, packed);
+        if (thread == this_thread()) w->packed = own;
+    }
     for (int64_t s = 0; s < w->sources; s++) w->to_pre[s] = take(&scratch, rows);
     for (int64_t up = 0; up < block->ups; up++) {
         w->tokens[up] = take(&scratch, inputs);
@@ -393,70 +427,106 @@ static inline float mu_of(
     return up->coupling[coupling_at(w->block, part->tile, source, part->first + p)];
 }
 
-/* Their total, where it is needed. */
-static inline void total_of(
-    const Work *w, const Part *part, int64_t columns, const float *sums, float *total) {
-    if (!w->block->coupled || w->block->equal) return;
-    for (int64_t j = 0; j < columns; j++) total[j] = 0.0f;
-    for (int64_t child = 0; child < w->made; child++)
-        for (int64_t j = 0; j < columns; j++) total[j] += sums[child * part->count * PANEL + j];
+/* Some children of some parents in a panel. */
+typedef struct {
+    int64_t panel, parent, parents, first, last;
+} Kin;
+
+/* Rows of a panel as runs of numbers that lie one after the other: all in one if they are full. */
+typedef struct {
+    int64_t end, step, length;
+} Runs;
+
+static inline Runs runs_of(int64_t rows, int64_t columns) {
+    const int64_t end = rows * PANEL;
+    return columns == PANEL ? (Runs){end, end, end} : (Runs){end, PANEL, columns};
 }
 
-/* Pre-activations of one child of a parent. */
+/* Their partial sums in total, where that is needed: `[parents, PANEL]`. */
+static inline void total_of(
+    const Work *w, const Part *part, int64_t parents, int64_t columns, const float *sums, float *total) {
+    if (!w->block->coupled || w->block->equal) return;
+    memset(total, 0, parents * PANEL * sizeof(float));
+    for (int64_t child = 0; child < w->made; child++)
+        for (int64_t p = 0; p < parents; p++)
+            for (int64_t j = 0; j < columns; j += LANES)
+                *(lanes *)(total + p * PANEL + j) +=
+                    *(const lanes *)(sums + (child * part->count + p) * PANEL + j);
+}
+
+/* Pre-activations of one child of each parent: `[parents, PANEL]`. */
 static inline void finish(
-    const Work *w, const Part *part, int64_t s, int64_t child, int64_t p, int64_t columns,
-    const float *sums, const float *total, float *pre) {
+    const Work *w, const Part *part, int64_t s, int64_t child, Kin kin, int64_t columns,
+    const float *total, float *pre) {
     const Up *up = &w->ups[s / w->block->sources];
     const int64_t source = s % w->block->sources;
-    const float bias = up->bias ? up->bias[bias_at(w->block, part->tile, source, child, part->first + p)] : 0.0f;
-    const float *own = sums + child * part->count * PANEL;
-    if (w->block->coupled && !w->block->equal) {
-        const float mu = mu_of(w, part, up, source, p);
-        for (int64_t j = 0; j < columns; j++) pre[j] = own[j] + mu * (total[j] - own[j]) + bias;
-    } else {
-        for (int64_t j = 0; j < columns; j++) pre[j] = own[j] + bias;
+    const float *own = sums_at(w, part, s, kin.panel, kin.parent) + child * part->count * PANEL;
+    const float *bias = up->bias
+        ? up->bias + bias_at(w->block, part->tile, source, child, part->first + kin.parent)
+        : 0;
+    const int coupled = w->block->coupled && !w->block->equal;
+    for (int64_t p = 0; p < kin.parents; p++) {
+        const lanes more = (bias ? bias[p] : 0.0f) - (lanes){0}; /* in all lanes */
+        const float mu = coupled ? mu_of(w, part, up, source, kin.parent + p) : 0.0f;
+        for (int64_t j = p * PANEL; j < p * PANEL + columns; j += LANES) {
+            const lanes sum = *(const lanes *)(own + j);
+            *(lanes *)(pre + j) =
+                coupled ? sum + mu * (*(const lanes *)(total + j) - sum) + more : sum + more;
+        }
+    }
+}
+
+/* Pre-activations of all sources. */
+static inline void finish_all(
+    const Work *w, const Part *part, int64_t child, Kin kin, int64_t columns,
+    float total[][AT_ONCE * PANEL], float pre[][AT_ONCE * PANEL]) {
+    for (int64_t s = 0; s < w->sources; s++) {
+        if (child == kin.first)
+            total_of(
+                w, part, kin.parents, columns, sums_at(w, part, s, kin.panel, kin.parent), total[s]);
+        finish(w, part, s, child, kin, columns, total[s], pre[s]);
     }
 }
 
 static void make_hidden(const Work *w, const Part *part) {
     const Block *block = w->block;
-    SHARED for (int64_t item = 0; item < w->panels * part->count; item++) {
-        const int64_t panel = item / part->count, p = item % part->count, columns = wide(w, panel);
-        float total[MOST_SOURCES][PANEL], pre[MOST_SOURCES][PANEL];
-        for (int64_t s = 0; s < w->sources; s++)
-            total_of(w, part, columns, sums_at(w, part, s, panel, p), total[s]);
+    const int64_t groups = pieces(part->count, AT_ONCE);
+    SHARED for (int64_t item = 0; item < w->panels * groups; item++) {
+        const int64_t panel = item / groups, p = item % groups * AT_ONCE, columns = wide(w, panel);
+        const Kin kin = {panel, p, least(AT_ONCE, part->count - p), 0, w->made};
+        float total[MOST_SOURCES][AT_ONCE * PANEL], pre[MOST_SOURCES][AT_ONCE * PANEL];
         for (int64_t child = 0; child < w->made; child++) {
-            for (int64_t s = 0; s < w->sources; s++)
-                finish(
-                    w, part, s, child, p, columns, sums_at(w, part, s, panel, p), total[s], pre[s]);
+            finish_all(w, part, child, kin, columns, total, pre);
             float *hidden = w->hidden + ((panel * w->made + child) * part->count + p) * PANEL;
-            const float *gate = block->gate < 0 ? 0 : pre[block->gate];
-            activate((int)block->kind, (float)block->scale, pre[block->activated], gate, hidden,
-                columns);
+            const Runs runs = runs_of(kin.parents, columns);
+            for (int64_t j = 0; j < runs.end; j += runs.step)
+                activate(
+                    (int)block->kind, (float)block->scale, pre[block->activated] + j,
+                    block->gate < 0 ? 0 : pre[block->gate] + j, hidden + j, runs.length);
         }
     }
 }
 
-/* What the children write, or more of it. */
+/* What the children write, or more of it. Those that write the same are added up in one product. */
 static void write(const Work *w, const Part *part) {
     const Block *block = w->block;
-    const int add = part->first > 0;
-    for (int64_t group = 0; group < (block->replicate ? 1 : block->alpha); group++) {
-        const int64_t blocks = pieces(block->writes[group], HEIGHT);
-        const int64_t last = block->replicate ? block->alpha : group + 1;
+    const int64_t count = part->count, together = block->replicate ? block->alpha : 1;
+    for (int64_t child = 0; child < block->alpha; child += together) {
+        const int64_t blocks = pieces(block->writes[child], HEIGHT);
+        int64_t stride;
+        const float *weight = w->down->weight + down_at(w, part, child, &stride);
+        const Terms terms = {
+            together, count, count, stride / together, block->equal ? 0 : count * PANEL};
         SHARED for (int64_t item = 0; item < blocks * w->panels; item++) {
             const int64_t panel = item % w->panels, o = item / w->panels * HEIGHT;
-            const int64_t rows = least(HEIGHT, block->writes[group] - o);
-            float *to = w->written + (panel * w->writes + w->write_from[group] + o) * PANEL;
-            for (int64_t child = group; child < last; child++) {
-                int64_t stride;
-                const float *weight = w->down->weight + down_at(w, part, child, &stride);
-                const int64_t row = (panel * w->made + child_of(w, child)) * part->count;
-                if (panel == 0) expect(weight + (o + HEIGHT) * stride, HEIGHT, stride, part->count);
-                product(
-                    in_panel(w, panel), rows, (Rows){weight + o * stride, stride, 1},
-                    w->hidden + row * PANEL, in_one(part->count), to, PANEL, add || child > group);
-            }
+            const int64_t row = (panel * w->made + child_of(w, child)) * count;
+            for (int64_t group = 0; panel == 0 && group < together; group++)
+                expect(weight + group * terms.left + (o + HEIGHT) * stride, HEIGHT, stride, count);
+            product(
+                in_panel(w, panel), least(HEIGHT, block->writes[child] - o),
+                (Rows){weight + o * stride, stride, 1}, w->hidden + row * PANEL, terms,
+                w->written + (panel * w->writes + w->write_from[child] + o) * PANEL, PANEL,
+                part->first > 0);
         }
     }
 }
@@ -466,31 +536,29 @@ static void write(const Work *w, const Part *part) {
 /* Gradient of the hidden activations, where that of the pre-activations will be. */
 static void hidden_back(const Work *w, const Part *part) {
     const Block *block = w->block;
-    const int64_t packed = stride_of(part);
-    for (int64_t child = 0; child < block->alpha; child++) {
-        int64_t stride;
-        const float *weight = w->down->weight + down_at(w, part, child, &stride);
-        SHARED for (int64_t o = 0; o < block->writes[child]; o++) {
-            expect(weight + (o + 4) * stride, 1, stride, part->count);
-            memcpy(
-                w->packed + w->packed_from[child] + o * packed, weight + o * stride,
-                part->count * sizeof(float));
-        }
-    }
     const int64_t blocks = pieces(part->count, HEIGHT), each = blocks * w->panels;
+    int64_t ready = -1; /* the rows that are packed */
     SHARED for (int64_t item = 0; item < w->made * each; item++) {
         const int64_t made = item / each, p = item % each / w->panels * HEIGHT;
         const int64_t panel = item % w->panels, rows = least(HEIGHT, part->count - p);
         float *to = w->to_pre[w->block->activated] +
                     ((panel * w->made + made) * part->count + p) * PANEL;
+        float *packed = w->packed;
         const int64_t last = block->equal ? block->alpha : made + 1;
         for (int64_t child = made; child < last; child++) {
-            const float *weight = w->packed + w->packed_from[child] + p;
+            const int64_t writes = block->writes[child];
+            if (ready != made * part->count + p / BUNDLE) {
+                int64_t stride, begin = p / BUNDLE * BUNDLE;
+                const float *weight = w->down->weight + down_at(w, part, child, &stride) + begin;
+                pack(weight, stride, writes, part->count - begin, packed);
+            }
             product(
-                in_panel(w, panel), rows, (Rows){weight, 1, packed},
-                w->written + (panel * w->writes + w->write_from[child]) * PANEL,
-                in_one(block->writes[child]), to, PANEL, child > made);
+                in_panel(w, panel), rows, packed_rows(packed, p, writes),
+                w->written + (panel * w->writes + w->write_from[child]) * PANEL, in_one(writes), to,
+                PANEL, child > made);
+            packed += writes * BUNDLE;
         }
+        ready = made * part->count + p / BUNDLE;
     }
 }
 
@@ -504,55 +572,52 @@ static inline float sum_of(const float *row, int64_t count) {
     return sum;
 }
 
-/* Some children of a parent in a panel. */
-typedef struct {
-    int64_t panel, parent, first, last;
-} Kin;
-
 /* Gradients of the sums from those of the pre-activations, and of biases and coupling. */
 static void sums_back(const Work *w, const Part *part, int64_t s, Kin kin) {
     const Block *block = w->block;
     const Up *up = &w->ups[s / block->sources];
     const int64_t source = s % block->sources, next = part->count * PANEL;
-    const int64_t filled = in_panel(w, kin.panel), parent = part->first + kin.parent;
-    float *to_pre = w->to_pre[s] + (kin.panel * w->made * part->count + kin.parent) * PANEL;
-    for (int64_t child = kin.first; up->to_bias && child < kin.last; child++)
-        up->to_bias[bias_at(block, part->tile, source, child, parent)] +=
-            sum_of(to_pre + child * next, filled);
-    if (!block->coupled || block->equal) return;
-    const float *sums = sums_at(w, part, s, kin.panel, kin.parent);
-    const float mu = mu_of(w, part, up, source, kin.parent);
-    float total[PANEL], to_total[PANEL], to_mu[PANEL] = {0};
-    total_of(w, part, filled, sums, total);
-    total_of(w, part, filled, to_pre, to_total);
-    for (int64_t child = kin.first; child < kin.last; child++)
-        for (int64_t j = 0; j < filled; j++) {
-            float *own = &to_pre[child * next + j];
-            to_mu[j] += *own * (total[j] - sums[child * next + j]);
-            *own += mu * (to_total[j] - *own);
-        }
-    if (up->to_coupling)
-        up->to_coupling[coupling_at(block, part->tile, source, parent)] += sum_of(to_mu, filled);
+    const int64_t filled = in_panel(w, kin.panel);
+    for (int64_t p = kin.parent; p < kin.parent + kin.parents; p++) {
+        float *to_pre = w->to_pre[s] + (kin.panel * w->made * part->count + p) * PANEL;
+        for (int64_t child = kin.first; up->to_bias && child < kin.last; child++)
+            up->to_bias[bias_at(block, part->tile, source, child, part->first + p)] +=
+                sum_of(to_pre + child * next, filled);
+        if (!block->coupled || block->equal) continue;
+        const float *sums = sums_at(w, part, s, kin.panel, p);
+        const float mu = mu_of(w, part, up, source, p);
+        float total[PANEL], to_total[PANEL], to_mu[PANEL] = {0};
+        total_of(w, part, 1, wide(w, kin.panel), sums, total);
+        total_of(w, part, 1, wide(w, kin.panel), to_pre, to_total);
+        for (int64_t child = kin.first; child < kin.last; child++)
+            for (int64_t j = 0; j < filled; j++) {
+                float *own = &to_pre[child * next + j];
+                to_mu[j] += *own * (total[j] - sums[child * next + j]);
+                *own += mu * (to_total[j] - *own);
+            }
+        if (up->to_coupling)
+            up->to_coupling[coupling_at(block, part->tile, source, part->first + p)] +=
+                sum_of(to_mu, filled);
+    }
 }
 
 /* Their hidden activations once more, and back through them. */
 static void children_back(const Work *w, const Part *part, Kin kin) {
     const Block *block = w->block;
-    const int64_t columns = wide(w, kin.panel), p = kin.parent;
-    const int gated = block->gate >= 0;
-    float total[MOST_SOURCES][PANEL], pre[MOST_SOURCES][PANEL];
-    for (int64_t s = 0; s < w->sources; s++)
-        total_of(w, part, columns, sums_at(w, part, s, kin.panel, p), total[s]);
+    const int64_t columns = wide(w, kin.panel);
+    float total[MOST_SOURCES][AT_ONCE * PANEL], pre[MOST_SOURCES][AT_ONCE * PANEL];
     for (int64_t child = kin.first; child < kin.last; child++) {
-        for (int64_t s = 0; s < w->sources; s++)
-            finish(
-                w, part, s, child, p, columns, sums_at(w, part, s, kin.panel, p), total[s], pre[s]);
-        const int64_t at = ((kin.panel * w->made + child) * part->count + p) * PANEL;
-        float *to_pre = w->to_pre[block->activated] + at;
-        activate_back(
-            (int)block->kind, (float)block->scale, pre[block->activated],
-            gated ? pre[block->gate] : 0, to_pre, w->hidden + at, to_pre,
-            gated ? w->to_pre[block->gate] + at : 0, columns);
+        finish_all(w, part, child, kin, columns, total, pre);
+        const int64_t at = ((kin.panel * w->made + child) * part->count + kin.parent) * PANEL;
+        const Runs runs = runs_of(kin.parents, columns);
+        for (int64_t j = 0; j < runs.end; j += runs.step) {
+            float *to_pre = w->to_pre[block->activated] + at + j;
+            const int gated = block->gate >= 0;
+            activate_back(
+                (int)block->kind, (float)block->scale, pre[block->activated] + j,
+                gated ? pre[block->gate] + j : 0, to_pre, w->hidden + at + j, to_pre,
+                gated ? w->to_pre[block->gate] + at + j : 0, runs.length);
+        }
     }
     for (int64_t s = 0; s < w->sources; s++) sums_back(w, part, s, kin);
 }
@@ -561,11 +626,13 @@ static void children_back(const Work *w, const Part *part, Kin kin) {
  * other. */
 static void activation_back(const Work *w, const Part *part) {
     const int64_t group = w->block->coupled ? w->made : 1;
-    SHARED for (int64_t begin = 0; begin < part->count; begin += LANES)
+    SHARED for (int64_t begin = 0; begin < part->count; begin += APART)
         for (int64_t panel = 0; panel < w->panels; panel++)
             for (int64_t child = 0; child < w->made; child += group)
-                for (int64_t p = begin; p < least(begin + LANES, part->count); p++)
-                    children_back(w, part, (Kin){panel, p, child, child + group});
+                for (int64_t p = begin; p < least(begin + APART, part->count); p += AT_ONCE)
+                    children_back(
+                        w, part,
+                        (Kin){panel, p, least(AT_ONCE, part->count - p), child, child + group});
 }
 
 /* Gradient of the outgoing weights. */
@@ -585,7 +652,7 @@ static void down_back(const Work *w, const Part *part, int add) {
                     from + p * PANEL + j, PANEL, least(LANES, count - p), LANES,
                     to + j * PANEL + p, PANEL);
     }
-    const Terms terms = {w->panels, w->in_last, w->writes * PANEL, PANEL * PANEL};
+    const Terms terms = {w->panels, PANEL, w->in_last, w->writes * PANEL, PANEL * PANEL};
     for (int64_t child = 0; child < block->alpha; child++) {
         int64_t stride;
         float *to = w->down->to_weight + down_at(w, part, child, &stride);
@@ -608,7 +675,7 @@ static void up_back(const Work *w, const Part *part, int64_t s, int add) {
     const int64_t up = s / block->sources, source = s % block->sources;
     const float *to_pre = w->to_pre[s];
     const int64_t rows = w->panels * PANEL, blocks = pieces(part->count, HEIGHT);
-    const Terms terms = {w->panels, w->in_last, w->made * part->count * PANEL, PANEL * PANEL};
+    const Terms terms = {w->panels, PANEL, w->in_last, w->made * part->count * PANEL, PANEL * PANEL};
     for (int64_t child = 0; child < block->alpha; child++) {
         const int64_t reads = block->reads[child], across = pieces(reads, PANEL);
         float *to = w->ups[up].to_weight + up_at(w, part, source, child);
@@ -628,21 +695,24 @@ static void read_back(const Work *w, const Part *part, int64_t up) {
     const Block *block = w->block;
     for (int64_t child = 0; child < block->alpha; child++) {
         const int64_t reads = block->reads[child], blocks = pieces(reads, HEIGHT);
-        for (int64_t source = 0; source < block->sources; source++) { /* they are read by column */
-            const float *weight = w->ups[up].weight + up_at(w, part, source, child);
-            SHARED for (int64_t p = 0; p < part->count; p++)
-                expect(weight + p * reads, 1, reads, reads);
-        }
+        int64_t ready = -1; /* the rows that are packed */
         SHARED for (int64_t item = 0; item < blocks * w->panels; item++) {
             const int64_t panel = item % w->panels, k = item / w->panels * HEIGHT;
             const int64_t row = (panel * w->made + child_of(w, child)) * part->count;
+            const int64_t rows = least(HEIGHT, reads - k);
             float *to = w->to_read[up] + (panel * w->reads + w->read_from[child] + k) * PANEL;
-            for (int64_t source = 0; source < block->sources; source++)
+            float *packed = w->packed;
+            for (int64_t source = 0; source < block->sources; source++) {
+                const int64_t begin = k / BUNDLE * BUNDLE;
+                const float *weight = w->ups[up].weight + up_at(w, part, source, child) + begin;
+                if (ready != begin) pack(weight, reads, part->count, reads - begin, packed);
                 product(
-                    in_panel(w, panel), least(HEIGHT, reads - k),
-                    (Rows){w->ups[up].weight + up_at(w, part, source, child) + k, 1, reads},
+                    in_panel(w, panel), rows, packed_rows(packed, k, part->count),
                     w->to_pre[up * block->sources + source] + row * PANEL, in_one(part->count), to,
                     PANEL, part->first > 0 || source > 0);
+                packed += part->count * BUNDLE;
+            }
+            ready = k / BUNDLE * BUNDLE;
         }
     }
 }

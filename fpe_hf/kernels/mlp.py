@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import Any
 
 import torch
@@ -22,7 +23,10 @@ LEAST_TOKENS = 64
 """As many columns of hidden activations have memory, at least."""
 
 PART_NUMBERS = 1 << 18
-"""Hidden activations at a time."""
+"""Hidden activations at a time, about."""
+
+_ROWS = 6
+"""Rows of a product at a time: `HEIGHT` in `mlp.c`."""
 
 
 class _Sizes(ctypes.Structure):
@@ -127,7 +131,7 @@ class _Call(Description):
             activated=numbers[activation.pre],
             gate=-1 if activation.gated is None else numbers[activation.gated],
             chunk=CHUNK_TOKENS,
-            part=min(tallest, max(8, PART_NUMBERS // (spec.alpha * at_a_time))),
+            part=_part(tallest, PART_NUMBERS // (spec.alpha * at_a_time)),
             threads=torch.get_num_threads(),
         )
         slots = [slice(PER_UP * up, PER_UP * (up + 1)) for up in range(expression.ups)]
@@ -149,3 +153,9 @@ class _Call(Description):
             None if kept is None else kept.data_ptr(),
             scratch.data_ptr(),
         )
+
+
+def _part(parents: int, about: int) -> int:
+    """How many of them to take at a time: equal parts, of whole products."""
+    parts = max(1, round(parents / max(_ROWS, about)))
+    return math.ceil(parents / parts / _ROWS) * _ROWS
