@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,12 @@ from planning.cases import Case, make_case
 pytestmark = pytest.mark.skipif(
     native.unavailable("packed") is not None, reason=f"no kernel: {native.unavailable('packed')}"
 )
-TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 5e-3}
+ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+"""What rounding a result to its number format may change, relative to it."""
+
+SUMMING = 5e-7
+"""What summing in float32 may change, relative to the sum of the sizes of all terms."""
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "hard": {"coupling": 0.0},
     "coupled": {"coupling": 0.3},
@@ -45,15 +51,19 @@ def layers(**options: Any) -> list[FPELayer]:
 
 def reference(layer: FPELayer, x: Tensor) -> Tensor:
     """The same in float64, by an ordinary product."""
-    weight, bias = layer.dense_weight().double(), layer.dense_bias()
-    return functional.linear(x.double(), weight, None if bias is None else bias.double())
+    exact = deepcopy(layer).double()
+    return functional.linear(x.double(), exact.dense_weight(), exact.dense_bias())
 
 
-def assert_near(found: Tensor, expected: Tensor, tolerance: float) -> None:
+def assert_near(found: Tensor, layer: FPELayer, x: Tensor) -> None:
+    expected = reference(layer, x)
+    exact = deepcopy(layer).double()
+    bias = exact.dense_bias()
+    terms = functional.linear(x.double().abs(), exact.dense_weight().abs())
+    terms = terms if bias is None else terms + bias.abs()
     assert found.shape == expected.shape
-    if expected.numel():
-        scale = expected.abs().max().clamp(min=1e-3)
-        assert float((found.double() - expected).abs().max() / scale) < tolerance
+    error = (found.double() - expected).abs()
+    assert bool((error <= ROUNDING[found.dtype] * expected.abs() + SUMMING * terms).all())
 
 
 @contextmanager
@@ -83,7 +93,7 @@ def shapes(draw: st.DrawFn) -> dict[str, Any]:
         "fan_out": draw(st.sampled_from(["replicate", "partition"])),
         "zeros": draw(st.sampled_from([0.0, 0.5])),
         "weights": draw(st.integers(0, 5)),
-        "dtype": draw(st.sampled_from(list(TOLERANCE))),
+        "dtype": draw(st.sampled_from([torch.float32, torch.bfloat16])),
         **draw(st.sampled_from([OPTIONS["hard"], OPTIONS["coupled"], OPTIONS["equal"]])),
     }
 
@@ -116,16 +126,17 @@ def jobs() -> st.SearchStrategy[Job]:
 
 
 @settings(max_examples=60)
-@given(shapes(), st.integers(1, 40))
+@given(shapes(), st.integers(1, 40), st.integers(0, 99))
 @torch.no_grad()
-def test_it_equals_the_dense_matrix(shape: dict[str, Any], tokens: int) -> None:
+def test_it_equals_the_dense_matrix(shape: dict[str, Any], tokens: int, seed: int) -> None:
+    torch.manual_seed(seed)
     for layer in layers(**shape):
         x = torch.randn(tokens, layer.in_features).to(layer.weight.dtype)
         assert usable(x, layer.in_features, layer.weight)
         output = layer(x)
         assert output.dtype == x.dtype
         assert output.is_contiguous()
-        assert_near(output, reference(layer, x), TOLERANCE[x.dtype])
+        assert_near(output, layer, x)
 
 
 @pytest.mark.parametrize("kind", ["plain", "gated", "halves", "interleaved"])
@@ -135,7 +146,7 @@ def test_every_kind_of_layer(kind: str, option: str, fan_out: str) -> None:
     for layer in layers(kind=kind, d=21, h=9, o=10, fan_out=fan_out, alpha=3, **OPTIONS[option]):
         for lead in [(), (1,), (2, 3), (2, 1, 20)]:
             x = torch.randn(*lead, layer.in_features)
-            assert_near(layer(x), reference(layer, x), TOLERANCE[torch.float32])
+            assert_near(layer(x), layer, x)
 
 
 @settings(max_examples=80)
@@ -229,7 +240,7 @@ def test_inputs_in_any_memory_order() -> None:
             torch.randn(3, width, 2).transpose(1, 2),
         ):
             assert not x.is_contiguous()
-            assert_near(layer(x), reference(layer, x), 1e-6)
+            assert_near(layer(x), layer, x)
 
 
 def test_it_stands_in_for_few_tokens_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +298,7 @@ def test_autocast(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
             output = layer(x)
             assert output.dtype == functional.linear(x, layer.dense_weight()).dtype
         assert calls == [3]
-        assert_near(output, reference(layer, x), 5e-3)
+        assert_near(output, layer, x)
 
 
 @pytest.mark.parametrize("option", ["hard", "learned"])
