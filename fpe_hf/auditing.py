@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .errors import BudgetError, ConfigError
@@ -186,7 +185,9 @@ def _audit_block(layers: Mapping[str, FPELayer], breaches: list[str]) -> BlockAu
                 breaches.append(f"Layer {name!r} has a parameter {key!r} outside the budget.")
         memory += _bytes((*own.values(), *layer.buffers()))
         disk += _bytes(layer.stored().values())
-    disjoint, coverage = _cover(ups)
+    covers = [up.cover() for up in ups]
+    disjoint = all(apart for apart, _ in covers)
+    coverage = sum(share for _, share in covers) / max(1, len(covers))
     block = BlockAudit(
         name=spec.name,
         parent_nonzeros=spec.parent_nonzeros,
@@ -212,16 +213,6 @@ def _audit_block(layers: Mapping[str, FPELayer], breaches: list[str]) -> BlockAu
     if not disjoint:
         breaches.append(f"Children of block {spec.name!r} share inputs.")
     return block
-
-
-def _cover(ups: list[UpLayer]) -> tuple[bool, float]:
-    """Whether children's inputs are disjoint, and the share of inputs covered."""
-    disjoint, covered = True, 0.0
-    for up in ups:
-        readers = up.children_mask().sum(0, dtype=torch.int16)  # up to 256, and a block is large
-        disjoint &= int(readers.max()) <= 1
-        covered += int(readers.count_nonzero()) / readers.numel() / len(ups)
-    return disjoint, covered
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -5,7 +5,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fpe_hf.packing import code_bits, pack, packed_bytes, smallest_int, unpack
+from fpe_hf.packing import (
+    code_bits,
+    pack,
+    packed_bytes,
+    put_kept,
+    smallest_int,
+    take_kept,
+    unpack,
+)
 
 BITS = st.sampled_from([1, 2, 4, 8])
 
@@ -35,6 +43,19 @@ def test_masks_of_any_shape_are_packed_row_by_row() -> None:
     assert torch.equal(unpack(pack(mask, 1), 1, 12).view(2, 3, 2).bool(), mask)
     turned = mask.permute(2, 0, 1)
     assert torch.equal(unpack(pack(turned, 1), 1, 12).view(2, 2, 3).bool(), turned)
+
+
+@given(st.integers(0, 9), st.integers(1, 4), st.integers(1, 9), st.booleans(), st.integers(0, 99))
+def test_what_is_kept_is_taken_and_put_back(
+    rows: int, children: int, columns: int, shared: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(columns, children, rows, generator=generator).permute(2, 1, 0)
+    keep = torch.rand(rows, 1 if shared else children, columns, generator=generator) < 0.6
+    keep = keep.expand(weight.shape)
+    taken = take_kept(weight, keep)
+    assert torch.equal(taken, weight[keep])
+    assert torch.equal(put_kept(taken, keep), torch.where(keep, weight, 0.0))
 
 
 def test_code_bits_are_the_fewest_that_fill_bytes() -> None:

@@ -318,6 +318,10 @@ class UpLayer(FPELayer):
             tensors["coupling"] = weight.new_full((rows,), self.spec.coupling)
         return tensors
 
+    def cover(self) -> tuple[bool, float]:
+        """Whether children of a parent share no input, and the share of inputs that any reads."""
+        raise NotImplementedError
+
     def couplings(self) -> Tensor | float:
         """The coupling: a number, or trainable `[sources, parents]`."""
         if self.coupling is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -85,6 +85,15 @@ def _autocast(*tensors: Any) -> tuple[Any, ...]:
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
+def _in_line(blocks: Iterable[Tensor], weight: Tensor, count: int) -> Tensor:
+    """Blocks one after the other, `[count]`, each copied once, as they may be large."""
+    line, place = weight.new_empty(count, requires_grad=False), 0
+    for block in blocks:
+        line[place : place + block.numel()].view(block.shape).copy_(block.detach())
+        place += block.numel()
+    return line
+
+
 class BlockUp(UpLayer):
     """Up projection in the `block` layout.
 
@@ -121,15 +130,15 @@ class BlockUp(UpLayer):
     ) -> BlockUp:
         """Cuts a parent's weights `[sources, parents, inputs]` and bias into blocks."""
         layer = cls(plan.spec, index, stock, dtype=weight.dtype, device="meta")
-        blocks = [
-            weight[:, start:stop, columns.to(weight.device)].reshape(-1)  # faster than index_select
+        blocks = (
+            weight[:, start:stop, columns.to(weight.device)]  # faster than index_select
             for (start, stop), tile in zip(plan.spec.tiles, plan.inputs, strict=True)
             for columns in tile
-        ]
+        )
         inputs = torch.stack([torch.cat(tile) for tile in plan.inputs])
-        tensors = {"weight": torch.cat(blocks), "inputs": inputs.to(layer.inputs.dtype)}
-        tensors.update(layer.parent_extras(weight, bias))
+        tensors = {"inputs": inputs.to(layer.inputs.dtype), **layer.parent_extras(weight, bias)}
         layer.bind({name: t.detach().to(weight.device).clone() for name, t in tensors.items()})
+        layer.bind({"weight": _in_line(blocks, weight, layer.weight.numel())})
         return layer
 
     def project(self, x: Tensor) -> Tensor:
@@ -194,6 +203,14 @@ class BlockUp(UpLayer):
                 mask[child, start:stop, columns.cpu()] = True
         return mask
 
+    def cover(self) -> tuple[bool, float]:
+        disjoint, covered = True, 0
+        for (start, stop), inputs in zip(self.spec.tiles, self.inputs.cpu().long(), strict=True):
+            readers = inputs.bincount(minlength=self.spec.in_features)
+            disjoint &= int(readers.max()) <= 1
+            covered += (stop - start) * int(readers.count_nonzero())
+        return disjoint, covered / (self.spec.all_parents * self.spec.in_features)
+
     def check(self, name: str) -> None:
         check_index(f"{name}.inputs", self.inputs, self.spec.in_features)
 
@@ -239,21 +256,22 @@ class BlockDown(DownLayer):
         """Cuts a parent's weights `[outputs, parents]` and bias into blocks."""
         spec = plan.spec
         layer = cls(spec, stock, dtype=weight.dtype, device="meta")
-        blocks, outputs = [], []
-        for (start, stop), tile in zip(spec.tiles, plan.outputs, strict=True):
-            rows = [weight[:, start:stop].index_select(0, r.to(weight.device)) for r in tile]
-            if layer.replicated:
-                blocks.append(torch.cat(rows, 1).reshape(-1))
-                outputs.append(tile[0])
-            else:
-                blocks += [row.reshape(-1) for row in rows]
-                outputs.append(torch.cat(tile))
-        tensors = {"weight": torch.cat(blocks)}
+        # Children that write the same outputs start as copies, side by side.
+        written = [tile[:1] if layer.replicated else tile for tile in plan.outputs]
+        copies = spec.alpha if layer.replicated else 1
+        blocks = (
+            weight[:, start:stop]
+            .index_select(0, rows.to(weight.device))[:, None]
+            .expand(-1, copies, -1)
+            for (start, stop), tile in zip(spec.tiles, written, strict=True)
+            for rows in tile
+        )
+        tensors = {} if bias is None else {"bias": bias}
         if layer.outputs is not None:
-            tensors["outputs"] = torch.stack(outputs).to(layer.outputs.dtype)
-        if bias is not None:
-            tensors["bias"] = bias
+            outputs = torch.stack([torch.cat(tile) for tile in written])
+            tensors["outputs"] = outputs.to(layer.outputs.dtype)
         layer.bind({name: t.detach().to(weight.device).clone() for name, t in tensors.items()})
+        layer.bind({"weight": _in_line(blocks, weight, layer.weight.numel())})
         return layer
 
     def project(self, hidden: Tensor) -> Tensor:

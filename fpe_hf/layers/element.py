@@ -14,7 +14,7 @@ from ..kernels import gpu
 from ..kernels.gpu_shapes import ElementShape
 from ..kernels.ordinary import is_ordinary
 from ..kernels.packed import Mode, output_dtype, packed_rows, usable
-from ..packing import code_bits, pack, packed_bytes, take_kept, unpack
+from ..packing import code_bits, pack, packed_bytes, put_kept, take_kept, unpack
 from ..planning import BlockPlan, BlockSpec
 from ..planning.draw import draw_down_children, draw_up_children
 from .base import DownLayer, UpLayer
@@ -42,7 +42,7 @@ class _Fill(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, keep: Tensor, shape: tuple[int, ...]) -> Tensor:
         ctx.save_for_backward(keep)
-        return weight.new_zeros(shape).masked_scatter_(keep, weight)
+        return put_kept(weight, keep.expand(shape))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -158,18 +158,14 @@ class ElementUp(RowStarts, UpLayer):
         layer = cls(plan.spec, index, stock, dtype=weight.dtype, device="meta")
         keep = plan.up_keep[index]
         assert plan.up_children is not None
-        tensors = {
-            "weight": (
-                weight.reshape(-1)
-                if keep is None
-                else take_kept(weight.flatten(0, 1), keep.flatten(0, 1))
-            ),
-            "owner": pack(plan.up_children, layer.bits),
-        }
-        if keep is not None:
+        tensors = {name: t.clone() for name, t in layer.parent_extras(weight, bias).items()}
+        tensors["owner"] = pack(plan.up_children, layer.bits)
+        if keep is None:
+            tensors["weight"] = weight.clone(memory_format=torch.contiguous_format).view(-1)
+        else:
+            tensors["weight"] = take_kept(weight.flatten(0, 1), keep.flatten(0, 1))
             tensors["keep"] = pack(keep, 1)
-        tensors.update(layer.parent_extras(weight, bias))
-        layer.bind({name: t.detach().to(weight.device).clone() for name, t in tensors.items()})
+        layer.bind({name: t.detach().to(weight.device) for name, t in tensors.items()})
         return layer
 
     def parent_weight(self) -> Tensor:
@@ -243,6 +239,12 @@ class ElementUp(RowStarts, UpLayer):
         keep = self._keep()
         return own if keep is None else own & keep.any(dim=0)
 
+    def cover(self) -> tuple[bool, float]:
+        keep, read = self._keep(), self._codes() < self.spec.alpha
+        if keep is not None:
+            read = read & keep.any(dim=0)
+        return True, int(read.count_nonzero()) / read.numel()  # a code names one child
+
     def check(self, name: str) -> None:
         count = self.codes_shape[0] * self.codes_shape[1]
         check_packed(f"{name}.owner", self.owner, self.bits, count, self.spec.alpha)
@@ -308,20 +310,18 @@ class ElementDown(RowStarts, DownLayer):
         spec = plan.spec
         layer = cls(spec, stock, dtype=weight.dtype, device="meta")
         keep = plan.down_keep
-        tensors: dict[str, Tensor] = {}
-        if keep is not None:
-            tensors["keep"] = pack(keep, 1)
-        if plan.down_children is not None:
-            tensors["owner"] = pack(plan.down_children, layer.bits)
-            tensors["weight"] = weight.reshape(-1) if keep is None else take_kept(weight, keep)
+        tensors: dict[str, Tensor] = {} if bias is None else {"bias": bias.clone()}
+        copies = weight.unsqueeze(1)
+        if plan.down_children is None:
+            copies = copies.expand(-1, spec.alpha, -1)
         else:
-            copies = weight.unsqueeze(1).expand(-1, spec.alpha, -1)
-            tensors["weight"] = (
-                copies.reshape(-1) if keep is None else take_kept(copies, keep.unsqueeze(1))
-            )
-        if bias is not None:
-            tensors["bias"] = bias
-        layer.bind({name: t.detach().to(weight.device).clone() for name, t in tensors.items()})
+            tensors["owner"] = pack(plan.down_children, layer.bits)
+        if keep is None:
+            tensors["weight"] = copies.clone(memory_format=torch.contiguous_format).view(-1)
+        else:
+            tensors["weight"] = take_kept(copies, keep.unsqueeze(1))
+            tensors["keep"] = pack(keep, 1)
+        layer.bind({name: t.detach().to(weight.device) for name, t in tensors.items()})
         return layer
 
     def dense_weight(self) -> Tensor:

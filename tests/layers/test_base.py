@@ -70,6 +70,8 @@ def test_children_mask_says_which_weights_exist(case: Case) -> None:
             expected[place.child, place.parent, place.column] = True
         assert torch.equal(up.children_mask(), expected)
         assert int(expected.sum(0).max()) <= 1  # I2: siblings share no input
+        read = int(expected.any(0).sum()) / expected[0].numel()
+        assert up.cover() == (True, pytest.approx(read))
     expected = torch.zeros(spec.alpha, spec.out_features, spec.parents, dtype=torch.bool)
     for place in down_places(case.plan):
         expected[place.child, place.output, place.parent] = True
