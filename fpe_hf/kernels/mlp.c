@@ -128,10 +128,7 @@ static float *lay_out(
     if (!back) return scratch;
     w->hidden_tokens = take(&scratch, chunk * w->made * pieces(block->part, PANEL) * PANEL);
     const int64_t packed = BUNDLE * most(written, block->sources * block->part);
-    for (int64_t thread = 0; thread < block->threads; thread++) {
-        float *own = take(&scratch, packed);
-        if (thread == this_thread()) w->packed = own;
-    }
+    w->packed = take(&scratch, block->threads * packed) + this_thread() * packed;
     for (int64_t s = 0; s < w->sources; s++) w->to_pre[s] = take(&scratch, rows);
     for (int64_t up = 0; up < block->ups; up++) {
         w->tokens[up] = take(&scratch, inputs);
@@ -432,10 +429,11 @@ static void hidden_back(const Work *w, const Part *part) {
                     ((panel * w->made + made) * part->count + p) * PANEL;
         float *packed = w->packed;
         const int64_t last = block->equal ? block->alpha : made + 1;
+        const int64_t begin = p / BUNDLE * BUNDLE, wanted = made * part->count + begin;
         for (int64_t child = made; child < last; child++) {
             const int64_t writes = block->writes[child];
-            if (ready != made * part->count + p / BUNDLE) {
-                int64_t stride, begin = p / BUNDLE * BUNDLE;
+            if (ready != wanted) {
+                int64_t stride;
                 const float *weight = w->down->weight + down_at(w, part, child, &stride) + begin;
                 pack(weight, stride, writes, part->count - begin, packed);
             }
@@ -445,7 +443,7 @@ static void hidden_back(const Work *w, const Part *part) {
                 PANEL, child > made);
             packed += writes * BUNDLE;
         }
-        ready = made * part->count + p / BUNDLE;
+        ready = wanted;
     }
 }
 
@@ -586,11 +584,10 @@ static void read_back(const Work *w, const Part *part, int64_t up) {
         SHARED for (int64_t item = 0; item < blocks * w->panels; item++) {
             const int64_t panel = item % w->panels, k = item / w->panels * HEIGHT;
             const int64_t row = (panel * w->made + child_of(w, child)) * part->count;
-            const int64_t rows = least(HEIGHT, reads - k);
+            const int64_t rows = least(HEIGHT, reads - k), begin = k / BUNDLE * BUNDLE;
             float *to = w->to_read[up] + (panel * w->reads + w->read_from[child] + k) * PANEL;
             float *packed = w->packed;
             for (int64_t source = 0; source < block->sources; source++) {
-                const int64_t begin = k / BUNDLE * BUNDLE;
                 const float *weight = w->ups[up].weight + up_at(w, part, source, child) + begin;
                 if (ready != begin) pack(weight, reads, part->count, reads - begin, packed);
                 product(
@@ -599,7 +596,7 @@ static void read_back(const Work *w, const Part *part, int64_t up) {
                     PANEL, part->first > 0 || source > 0);
                 packed += part->count * BUNDLE;
             }
-            ready = k / BUNDLE * BUNDLE;
+            ready = begin;
         }
     }
 }

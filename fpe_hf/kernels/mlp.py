@@ -26,7 +26,7 @@ PART_NUMBERS = 1 << 18
 """Hidden activations at a time, about."""
 
 _ROWS = 6
-"""Rows of a product at a time: `HEIGHT` in `mlp.c`."""
+"""Rows of a product at a time: `HEIGHT` in `products.h`."""
 
 
 class _Sizes(ctypes.Structure):
