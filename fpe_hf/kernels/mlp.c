@@ -17,9 +17,6 @@
 #include "block.h"
 #include "products.h"
 
-#define AT_ONCE (128 / PANEL) /* rows of a panel whose activations are made at a time */
-#define APART 16 /* parents of a thread: their biases' gradients fill a line of the cache */
-
 static inline int64_t this_thread(void) {
 #ifdef _OPENMP
     return omp_get_thread_num();
@@ -28,6 +25,7 @@ static inline int64_t this_thread(void) {
 #endif
 }
 
+#define APART 16 /* parents of a thread: their biases' gradients fill a line of the cache */
 #define MOST_CHILDREN 256 /* MAX_ALPHA */
 #define MOST_SOURCES 2
 
@@ -38,6 +36,8 @@ typedef struct {
     const Down *down;
     int64_t made;    /* children whose hidden activations are made: one if they are equal */
     int64_t sources; /* of all up projections */
+    int kept, back;  /* whether sums are kept for the gradients, and whether these are made */
+    int apart;       /* whether no child's activations depend on the sums of others */
     int64_t reads, writes; /* of all children of a tile */
     int64_t read_from[MOST_CHILDREN], write_from[MOST_CHILDREN]; /* where a child's begin */
     int64_t inputs_from[MOST_CHILDREN];                          /* the same in `tokens` */
@@ -46,8 +46,8 @@ typedef struct {
     float *turned[MOST_SOURCES]; /* by up projection: x, [panels, in_features, PANEL] */
     float *total;    /* result, or its gradient, [panels, out_features, PANEL] */
     float *read[MOST_SOURCES]; /* by up projection: what children read, [panels, reads, PANEL] */
-    float *sums[MOST_SOURCES]; /* by source: partial sums, [panels, made * parents, PANEL] */
-    float *hidden;             /* [panels, made * parents, PANEL] */
+    float *sums[MOST_SOURCES]; /* by source: partial sums, [panels, made * parents, PANEL], or NULL */
+    float *hidden;             /* as these */
     float *written;            /* what children write, or its gradient, [panels, writes, PANEL] */
     float *to_pre[MOST_SOURCES];  /* gradients of the sums, as these */
     float *hidden_tokens;         /* hidden activations, by child: columns are neurons, rows tokens */
@@ -104,6 +104,9 @@ static float *lay_out(
     *w = (Work){.block = block, .ups = ups, .down = down};
     w->made = block->equal ? 1 : block->alpha;
     w->sources = block->ups * block->sources;
+    w->kept = kept;
+    w->back = back;
+    w->apart = block->equal || !block->coupled;
     const int64_t chunk = pieces(least(block->chunk, block->tokens), PANEL) * PANEL;
     int64_t written = 0, inputs = 0;
     for (int64_t child = 0; child < block->alpha; child++) {
@@ -122,10 +125,13 @@ static float *lay_out(
         w->turned[up] = take(&scratch, chunk * block->in_features);
         w->read[up] = take(&scratch, chunk * w->reads);
     }
-    for (int64_t s = 0; s < w->sources; s++) w->sums[s] = kept ? 0 : take(&scratch, rows);
-    /* In the place of sums that nobody reads again: half as much stays in cache. */
-    w->hidden = kept || back ? take(&scratch, rows) : w->sums[block->activated];
-    if (!back) return scratch;
+    for (int64_t s = 0; s < w->sources; s++)
+        w->sums[s] = kept || w->apart ? 0 : take(&scratch, rows);
+    if (!back) {
+        /* In the place of sums that nobody reads again: half as much stays in cache. */
+        w->hidden = kept || w->apart ? take(&scratch, rows) : w->sums[block->activated];
+        return scratch;
+    }
     w->hidden_tokens = take(&scratch, chunk * w->made * pieces(block->part, PANEL) * PANEL);
     const int64_t packed = BUNDLE * most(written, block->sources * block->part);
     w->packed = take(&scratch, block->threads * packed) + this_thread() * packed;
@@ -277,32 +283,24 @@ static void gather_tokens(const Work *w, int64_t up, int64_t tile, int64_t first
 
 /* ---- the steps of a part ---- */
 
-/* Partial sums of a source. */
-static void make_sums(const Work *w, const Part *part, int64_t s) {
-    const Block *block = w->block;
-    const int64_t up = s / block->sources, source = s % block->sources;
-    const int64_t blocks = pieces(part->count, HEIGHT), each = blocks * w->panels;
-    float *sums = w->sums[s];
-    SHARED for (int64_t item = 0; item < w->made * each; item++) {
-        const int64_t made = item / each, p = item % each / w->panels * HEIGHT;
-        const int64_t panel = item % w->panels, rows = least(HEIGHT, part->count - p);
-        float *to = sums + ((panel * w->made + made) * part->count + p) * PANEL;
-        const int64_t last = block->equal ? block->alpha : made + 1;
-        for (int64_t child = made; child < last; child++) {
-            const int64_t reads = block->reads[child];
-            const float *weight = w->ups[up].weight + up_at(w, part, source, child) + p * reads;
-            if (panel == 0) expect(weight + HEIGHT * reads, HEIGHT, reads, reads);
-            const float *read = w->read[up] + (panel * w->reads + w->read_from[child]) * PANEL;
-            product(
-                in_panel(w, panel), rows, (Rows){weight, reads, 1}, read, in_one(reads), to, PANEL,
-                child > made);
-        }
-    }
+/* Some rows of a panel: what a thread works at, at a time. */
+typedef struct {
+    int64_t panel, first, count;
+} Bundle;
+
+static inline int64_t bundles_of(int64_t rows, int64_t panels) { return pieces(rows, BUNDLE) * panels; }
+
+static inline Bundle bundle_of(int64_t rows, int64_t panels, int64_t item) {
+    const int64_t first = item / panels * BUNDLE;
+    return (Bundle){item % panels, first, least(BUNDLE, rows - first)};
 }
 
-/* A parent's partial sums of a source in a panel, child after child. */
-static inline const float *sums_at(const Work *w, const Part *part, int64_t s, int64_t panel, int64_t p) {
-    return w->sums[s] + (panel * w->made * part->count + p) * PANEL;
+/* Numbers of a bundle of parents, for one child of each: they stay in cache. */
+typedef float Numbers[BUNDLE * PANEL];
+
+/* Where they are among those of all children. */
+static inline int64_t numbers_at(const Work *w, const Part *part, int64_t child, Bundle own) {
+    return ((own.panel * w->made + child) * part->count + own.first) * PANEL;
 }
 
 static inline float mu_of(
@@ -311,87 +309,150 @@ static inline float mu_of(
     return up->coupling[coupling_at(w->block, part->tile, source, part->first + p)];
 }
 
-/* Some children of some parents in a panel. */
-typedef struct {
-    int64_t panel, parent, parents, first, last;
-} Kin;
-
-/* Rows of a panel as runs of numbers that lie one after the other: all in one if they are full. */
-typedef struct {
-    int64_t end, step, length;
-} Runs;
-
-static inline Runs runs_of(int64_t rows, int64_t columns) {
-    const int64_t end = rows * PANEL;
-    return columns == PANEL ? (Runs){end, end, end} : (Runs){end, PANEL, columns};
+/* Partial sums of a source, of one child or of all if they are equal. */
+static void make_sums(
+    const Work *w, const Part *part, int64_t s, int64_t made, Bundle own, float *to) {
+    const Block *block = w->block;
+    const int64_t up = s / block->sources, source = s % block->sources;
+    const int64_t last = block->equal ? block->alpha : made + 1;
+    for (int64_t child = made; child < last; child++) {
+        const int64_t reads = block->reads[child];
+        const float *weight = w->ups[up].weight + up_at(w, part, source, child) + own.first * reads;
+        const float *read = w->read[up] + (own.panel * w->reads + w->read_from[child]) * PANEL;
+        products(
+            0, own.panel > 0, in_panel(w, own.panel), own.count, rows_of(weight, reads), read,
+            in_one(reads), to, PANEL, child > made);
+    }
 }
 
-/* Their partial sums in total, where that is needed: `[parents, PANEL]`. */
-static inline void total_of(
-    const Work *w, const Part *part, int64_t parents, int64_t columns, const float *sums, float *total) {
-    if (!w->block->coupled || w->block->equal) return;
-    memset(total, 0, parents * PANEL * sizeof(float));
-    for (int64_t child = 0; child < w->made; child++)
-        for (int64_t p = 0; p < parents; p++)
-            for (int64_t j = 0; j < columns; j += LANES)
-                *(lanes *)(total + p * PANEL + j) +=
-                    *(const lanes *)(sums + (child * part->count + p) * PANEL + j);
+/* Numbers of all children in total. */
+static void total_of(
+    const Work *w, const Part *part, Bundle own, const float *numbers, float *total) {
+    const int64_t columns = wide(w, own.panel);
+    memset(total, 0, own.count * PANEL * sizeof(float));
+    for (int64_t child = 0; child < w->made; child++) {
+        const float *each = numbers + numbers_at(w, part, child, own);
+        for (int64_t p = 0; p < own.count * PANEL; p += PANEL)
+            for (int64_t j = p; j < p + columns; j += LANES)
+                *(lanes *)(total + j) += *(const lanes *)(each + j);
+    }
 }
 
-/* Pre-activations of one child of each parent: `[parents, PANEL]`. */
-static inline void finish(
-    const Work *w, const Part *part, int64_t s, int64_t child, Kin kin, int64_t columns,
+/* Pre-activations from partial sums, in whose place they may be. */
+static void finish(
+    const Work *w, const Part *part, int64_t s, int64_t child, Bundle own, const float *sums,
     const float *total, float *pre) {
     const Up *up = &w->ups[s / w->block->sources];
-    const int64_t source = s % w->block->sources;
-    const float *own = sums_at(w, part, s, kin.panel, kin.parent) + child * part->count * PANEL;
+    const int64_t source = s % w->block->sources, columns = wide(w, own.panel);
     const float *bias = up->bias
-        ? up->bias + bias_at(w->block, part->tile, source, child, part->first + kin.parent)
+        ? up->bias + bias_at(w->block, part->tile, source, child, part->first + own.first)
         : 0;
-    const int coupled = w->block->coupled && !w->block->equal;
-    for (int64_t p = 0; p < kin.parents; p++) {
+    for (int64_t p = 0; p < own.count; p++) {
         const lanes more = (bias ? bias[p] : 0.0f) - (lanes){0}; /* in all lanes */
-        const float mu = coupled ? mu_of(w, part, up, source, kin.parent + p) : 0.0f;
+        const float mu = total ? mu_of(w, part, up, source, own.first + p) : 0.0f;
         for (int64_t j = p * PANEL; j < p * PANEL + columns; j += LANES) {
-            const lanes sum = *(const lanes *)(own + j);
+            const lanes sum = *(const lanes *)(sums + j);
             *(lanes *)(pre + j) =
-                coupled ? sum + mu * (*(const lanes *)(total + j) - sum) + more : sum + more;
+                total ? sum + mu * (*(const lanes *)(total + j) - sum) + more : sum + more;
         }
     }
 }
 
-/* Pre-activations of all sources. */
-static inline void finish_all(
-    const Work *w, const Part *part, int64_t child, Kin kin, int64_t columns,
-    float total[][AT_ONCE * PANEL], float pre[][AT_ONCE * PANEL]) {
-    for (int64_t s = 0; s < w->sources; s++) {
-        if (child == kin.first)
-            total_of(
-                w, part, kin.parents, columns, sums_at(w, part, s, kin.panel, kin.parent), total[s]);
-        finish(w, part, s, child, kin, columns, total[s], pre[s]);
+/* Columns are neurons, rows tokens. */
+static void to_tokens(
+    const Work *w, const Part *part, int64_t child, Bundle own, const float *hidden) {
+    const int64_t rows = w->panels * PANEL, across = pieces(part->count, PANEL);
+    for (int64_t p = 0; p < own.count; p += LANES) {
+        const int64_t at = own.first + p, panel = child * across + at / PANEL;
+        float *to = w->hidden_tokens + (panel * rows + own.panel * PANEL) * PANEL + at % PANEL;
+        for (int64_t j = 0; j < wide(w, own.panel); j += LANES)
+            transpose(
+                hidden + p * PANEL + j, PANEL, least(LANES, own.count - p), LANES, to + j * PANEL,
+                PANEL);
     }
 }
 
-static void make_hidden(const Work *w, const Part *part) {
+/* Hidden activations of a child from its pre-activations; backward, the gradient of those from that
+ * of these, in its place. */
+static void activations(
+    const Work *w, const Part *part, int64_t child, Bundle own, Numbers *pre) {
     const Block *block = w->block;
-    const int64_t groups = pieces(part->count, AT_ONCE);
-    SHARED for (int64_t item = 0; item < w->panels * groups; item++) {
-        const int64_t panel = item / groups, p = item % groups * AT_ONCE, columns = wide(w, panel);
-        const Kin kin = {panel, p, least(AT_ONCE, part->count - p), 0, w->made};
-        float total[MOST_SOURCES][AT_ONCE * PANEL], pre[MOST_SOURCES][AT_ONCE * PANEL];
+    const int gated = block->gate >= 0;
+    const int64_t columns = wide(w, own.panel), at = numbers_at(w, part, child, own);
+    const int64_t end = own.count * PANEL, step = columns == PANEL ? end : PANEL;
+    const int64_t count = columns == PANEL ? end : columns; /* that lie one after the other */
+    Numbers again;
+    float *hidden = w->back ? again : w->hidden + at;
+    for (int64_t j = 0; j < end; j += step) {
+        const float *x = pre[block->activated] + j, *gate = gated ? pre[block->gate] + j : 0;
+        if (w->back) {
+            float *to_pre = w->to_pre[block->activated] + at + j;
+            float *to_gate = gated ? w->to_pre[block->gate] + at + j : 0;
+            activate_back(
+                (int)block->kind, (float)block->scale, x, gate, to_pre, hidden + j, to_pre, to_gate,
+                count);
+        } else activate((int)block->kind, (float)block->scale, x, gate, hidden + j, count);
+    }
+    if (w->back && w->down->to_weight) to_tokens(w, part, child, own, hidden);
+}
+
+/* Gradient of the hidden activations, where that of the pre-activations will be. `ready`: the rows
+ * that this thread has packed. */
+static void hidden_back(
+    const Work *w, const Part *part, int64_t made, Bundle own, int64_t *ready) {
+    const Block *block = w->block;
+    const int64_t last = block->equal ? block->alpha : made + 1;
+    const int64_t wanted = made * part->count + own.first;
+    float *packed = w->packed;
+    for (int64_t child = made; child < last; child++) {
+        const int64_t writes = block->writes[child];
+        if (*ready != wanted) {
+            int64_t stride;
+            const float *weight = w->down->weight + down_at(w, part, child, &stride) + own.first;
+            pack(weight, stride, writes, own.count, packed);
+        }
+        products(
+            0, 1, in_panel(w, own.panel), own.count, packed_rows(packed, writes),
+            w->written + (own.panel * w->writes + w->write_from[child]) * PANEL, in_one(writes),
+            w->to_pre[block->activated] + numbers_at(w, part, made, own), PANEL, child > made);
+        packed += writes * BUNDLE;
+    }
+    *ready = wanted;
+}
+
+/* All that happens to hidden neurons, forward or backward, while their numbers are in cache. If
+ * children are coupled, their activations wait for the sums of all. */
+static void hidden_neurons(const Work *w, const Part *part) {
+    const int64_t bundles = bundles_of(part->count, w->panels);
+    int64_t ready = -1;
+    SHARED for (int64_t item = 0; item < w->made * bundles; item++) {
+        const int64_t child = item / bundles;
+        const Bundle own = bundle_of(part->count, w->panels, item % bundles);
+        Numbers pre[MOST_SOURCES];
+        if (w->back) hidden_back(w, part, child, own, &ready);
+        for (int64_t s = 0; s < w->sources; s++) {
+            float *sums = w->sums[s] ? w->sums[s] + numbers_at(w, part, child, own) : pre[s];
+            if (!w->back || !w->kept) make_sums(w, part, s, child, own, sums);
+            if (w->apart) finish(w, part, s, child, own, sums, 0, pre[s]);
+        }
+        if (w->apart) activations(w, part, child, own, pre);
+    }
+    if (w->apart) return;
+    SHARED for (int64_t item = 0; item < bundles; item++) {
+        const Bundle own = bundle_of(part->count, w->panels, item);
+        Numbers total[MOST_SOURCES], pre[MOST_SOURCES];
+        for (int64_t s = 0; s < w->sources; s++) total_of(w, part, own, w->sums[s], total[s]);
         for (int64_t child = 0; child < w->made; child++) {
-            finish_all(w, part, child, kin, columns, total, pre);
-            float *hidden = w->hidden + ((panel * w->made + child) * part->count + p) * PANEL;
-            const Runs runs = runs_of(kin.parents, columns);
-            for (int64_t j = 0; j < runs.end; j += runs.step)
-                activate(
-                    (int)block->kind, (float)block->scale, pre[block->activated] + j,
-                    block->gate < 0 ? 0 : pre[block->gate] + j, hidden + j, runs.length);
+            const int64_t at = numbers_at(w, part, child, own);
+            for (int64_t s = 0; s < w->sources; s++)
+                finish(w, part, s, child, own, w->sums[s] + at, total[s], pre[s]);
+            activations(w, part, child, own, pre);
         }
     }
 }
 
-/* What the children write, or more of it. Those that write the same are added up in one product. */
+/* What the children write, or more of it. Those that write the same are added up in one product. Rows
+ * are far apart: of more than one block of them, the caches would forget some. */
 static void write(const Work *w, const Part *part) {
     const Block *block = w->block;
     const int64_t count = part->count, together = block->replicate ? block->alpha : 1;
@@ -408,44 +469,14 @@ static void write(const Work *w, const Part *part) {
                 expect(weight + group * terms.left + (o + HEIGHT) * stride, HEIGHT, stride, count);
             product(
                 in_panel(w, panel), least(HEIGHT, block->writes[child] - o),
-                (Rows){weight + o * stride, stride, 1}, w->hidden + row * PANEL, terms,
+                rows_of(weight + o * stride, stride), w->hidden + row * PANEL, terms,
                 w->written + (panel * w->writes + w->write_from[child] + o) * PANEL, PANEL,
                 part->first > 0);
         }
     }
 }
 
-/* ---- backwards ---- */
-
-/* Gradient of the hidden activations, where that of the pre-activations will be. */
-static void hidden_back(const Work *w, const Part *part) {
-    const Block *block = w->block;
-    const int64_t blocks = pieces(part->count, HEIGHT), each = blocks * w->panels;
-    int64_t ready = -1; /* the rows that are packed */
-    SHARED for (int64_t item = 0; item < w->made * each; item++) {
-        const int64_t made = item / each, p = item % each / w->panels * HEIGHT;
-        const int64_t panel = item % w->panels, rows = least(HEIGHT, part->count - p);
-        float *to = w->to_pre[w->block->activated] +
-                    ((panel * w->made + made) * part->count + p) * PANEL;
-        float *packed = w->packed;
-        const int64_t last = block->equal ? block->alpha : made + 1;
-        const int64_t begin = p / BUNDLE * BUNDLE, wanted = made * part->count + begin;
-        for (int64_t child = made; child < last; child++) {
-            const int64_t writes = block->writes[child];
-            if (ready != wanted) {
-                int64_t stride;
-                const float *weight = w->down->weight + down_at(w, part, child, &stride) + begin;
-                pack(weight, stride, writes, part->count - begin, packed);
-            }
-            product(
-                in_panel(w, panel), rows, packed_rows(packed, p, writes),
-                w->written + (panel * w->writes + w->write_from[child]) * PANEL, in_one(writes), to,
-                PANEL, child > made);
-            packed += writes * BUNDLE;
-        }
-        ready = wanted;
-    }
-}
+/* ---- backward ---- */
 
 static inline float sum_of(const float *row, int64_t count) {
     lanes whole = {0};
@@ -457,99 +488,69 @@ static inline float sum_of(const float *row, int64_t count) {
     return sum;
 }
 
-/* Gradients of the sums from those of the pre-activations, and of biases and coupling. */
-static void sums_back(const Work *w, const Part *part, int64_t s, Kin kin) {
+/* Gradients of biases from those of pre-activations. */
+static void bias_back(const Work *w, const Part *part, int64_t s, int64_t child, Bundle own) {
     const Block *block = w->block;
-    const Up *up = &w->ups[s / block->sources];
-    const int64_t source = s % block->sources, next = part->count * PANEL;
-    const int64_t filled = in_panel(w, kin.panel);
-    for (int64_t p = kin.parent; p < kin.parent + kin.parents; p++) {
-        float *to_pre = w->to_pre[s] + (kin.panel * w->made * part->count + p) * PANEL;
-        for (int64_t child = kin.first; up->to_bias && child < kin.last; child++)
-            up->to_bias[bias_at(block, part->tile, source, child, part->first + p)] +=
-                sum_of(to_pre + child * next, filled);
-        if (!block->coupled || block->equal) continue;
-        const float *sums = sums_at(w, part, s, kin.panel, p);
-        const float mu = mu_of(w, part, up, source, p);
-        float total[PANEL], to_total[PANEL], to_mu[PANEL] = {0};
-        total_of(w, part, 1, wide(w, kin.panel), sums, total);
-        total_of(w, part, 1, wide(w, kin.panel), to_pre, to_total);
-        for (int64_t child = kin.first; child < kin.last; child++)
+    const float *to_pre = w->to_pre[s] + numbers_at(w, part, child, own);
+    float *to_bias =
+        w->ups[s / block->sources].to_bias +
+        bias_at(block, part->tile, s % block->sources, child, part->first + own.first);
+    for (int64_t p = 0; p < own.count; p++)
+        to_bias[p] += sum_of(to_pre + p * PANEL, in_panel(w, own.panel));
+}
+
+/* Gradients of coupled sums from those of pre-activations, in their place, and of the coupling. */
+static void coupling_back(const Work *w, const Part *part, int64_t s, Bundle own) {
+    const Up *up = &w->ups[s / w->block->sources];
+    const int64_t source = s % w->block->sources, next = part->count * PANEL;
+    const int64_t filled = in_panel(w, own.panel), at = numbers_at(w, part, 0, own);
+    Numbers total, to_total;
+    total_of(w, part, own, w->sums[s], total);
+    total_of(w, part, own, w->to_pre[s], to_total);
+    for (int64_t p = 0; p < own.count; p++) {
+        const float mu = mu_of(w, part, up, source, own.first + p);
+        const float *sums = w->sums[s] + at + p * PANEL;
+        float *to_sums = w->to_pre[s] + at + p * PANEL, to_mu[PANEL] = {0};
+        for (int64_t child = 0; child < w->made; child++, sums += next, to_sums += next)
             for (int64_t j = 0; j < filled; j++) {
-                float *own = &to_pre[child * next + j];
-                to_mu[j] += *own * (total[j] - sums[child * next + j]);
-                *own += mu * (to_total[j] - *own);
+                to_mu[j] += to_sums[j] * (total[p * PANEL + j] - sums[j]);
+                to_sums[j] += mu * (to_total[p * PANEL + j] - to_sums[j]);
             }
         if (up->to_coupling)
-            up->to_coupling[coupling_at(block, part->tile, source, part->first + p)] +=
+            up->to_coupling[coupling_at(w->block, part->tile, source, part->first + own.first + p)] +=
                 sum_of(to_mu, filled);
     }
 }
 
-/* Their hidden activations once more, and back through them. */
-static void children_back(const Work *w, const Part *part, Kin kin) {
-    const Block *block = w->block;
-    const int64_t columns = wide(w, kin.panel);
-    float total[MOST_SOURCES][AT_ONCE * PANEL], pre[MOST_SOURCES][AT_ONCE * PANEL];
-    for (int64_t child = kin.first; child < kin.last; child++) {
-        finish_all(w, part, child, kin, columns, total, pre);
-        const int64_t at = ((kin.panel * w->made + child) * part->count + kin.parent) * PANEL;
-        const Runs runs = runs_of(kin.parents, columns);
-        for (int64_t j = 0; j < runs.end; j += runs.step) {
-            float *to_pre = w->to_pre[block->activated] + at + j;
-            const int gated = block->gate >= 0;
-            activate_back(
-                (int)block->kind, (float)block->scale, pre[block->activated] + j,
-                gated ? pre[block->gate] + j : 0, to_pre, w->hidden + at + j, to_pre,
-                gated ? w->to_pre[block->gate] + at + j : 0, runs.length);
+/* Both, where they are wanted. Threads share parents, whose gradients are added up over panels. */
+static void sums_back(const Work *w, const Part *part, int64_t s) {
+    const int biases = w->ups[s / w->block->sources].to_bias != 0;
+    SHARED for (int64_t first = 0; first < part->count; first += APART)
+        for (int64_t panel = 0; panel < w->panels; panel++) {
+            const Bundle own = {panel, first, least(APART, part->count - first)};
+            for (int64_t child = 0; biases && child < w->made; child++)
+                bias_back(w, part, s, child, own);
+            if (!w->apart) coupling_back(w, part, s, own);
         }
-    }
-    for (int64_t s = 0; s < w->sources; s++) sums_back(w, part, s, kin);
-}
-
-/* The same of all children, in the order in which their numbers lie where they do not depend on each
- * other. */
-static void activation_back(const Work *w, const Part *part) {
-    const int64_t group = w->block->coupled ? w->made : 1;
-    SHARED for (int64_t begin = 0; begin < part->count; begin += APART)
-        for (int64_t panel = 0; panel < w->panels; panel++)
-            for (int64_t child = 0; child < w->made; child += group)
-                for (int64_t p = begin; p < least(begin + APART, part->count); p += AT_ONCE)
-                    children_back(
-                        w, part,
-                        (Kin){panel, p, least(AT_ONCE, part->count - p), child, child + group});
 }
 
 /* Gradient of the outgoing weights. */
 static void down_back(const Work *w, const Part *part, int add) {
     const Block *block = w->block;
     const int64_t rows = w->panels * PANEL, across = pieces(part->count, PANEL);
-    SHARED for (int64_t item = 0; item < w->made * across * w->panels; item++) {
-        const int64_t made = item / (across * w->panels), begin = item / w->panels % across * PANEL;
-        const int64_t panel = item % w->panels, count = least(PANEL, part->count - begin);
-        const float *from =
-            w->hidden + ((panel * w->made + made) * part->count + begin) * PANEL;
-        float *to = w->hidden_tokens +
-                    ((made * across + begin / PANEL) * rows + panel * PANEL) * PANEL;
-        for (int64_t p = 0; p < count; p += LANES)
-            for (int64_t j = 0; j < wide(w, panel); j += LANES)
-                transpose(
-                    from + p * PANEL + j, PANEL, least(LANES, count - p), LANES,
-                    to + j * PANEL + p, PANEL);
-    }
     const Terms terms = {w->panels, PANEL, w->in_last, w->writes * PANEL, PANEL * PANEL};
     for (int64_t child = 0; child < block->alpha; child++) {
+        const int64_t writes = block->writes[child];
         int64_t stride;
         float *to = w->down->to_weight + down_at(w, part, child, &stride);
-        const int64_t blocks = pieces(block->writes[child], HEIGHT);
-        SHARED for (int64_t item = 0; item < blocks * across; item++) {
-            const int64_t o = item / across * HEIGHT, own = item % across;
-            const float *written = w->written + (w->write_from[child] + o) * PANEL;
-            product_within(
-                least(PANEL, part->count - own * PANEL), least(HEIGHT, block->writes[child] - o),
-                (Rows){written, PANEL, 1},
-                w->hidden_tokens + (child_of(w, child) * across + own) * rows * PANEL, terms,
-                to + o * stride + own * PANEL, stride, add);
+        SHARED for (int64_t item = 0; item < bundles_of(writes, across); item++) {
+            const Bundle own = bundle_of(writes, across, item);
+            const float *written = w->written + (w->write_from[child] + own.first) * PANEL;
+            products(
+                1, 1, least(PANEL, part->count - own.panel * PANEL), own.count,
+                rows_of(written, PANEL),
+                w->hidden_tokens + (child_of(w, child) * across + own.panel) * rows * PANEL, terms,
+                to + own.first * stride + own.panel * PANEL, stride, add);
         }
     }
 }
@@ -558,19 +559,19 @@ static void down_back(const Work *w, const Part *part, int add) {
 static void up_back(const Work *w, const Part *part, int64_t s, int add) {
     const Block *block = w->block;
     const int64_t up = s / block->sources, source = s % block->sources;
-    const float *to_pre = w->to_pre[s];
-    const int64_t rows = w->panels * PANEL, blocks = pieces(part->count, HEIGHT);
+    const int64_t rows = w->panels * PANEL;
     const Terms terms = {w->panels, PANEL, w->in_last, w->made * part->count * PANEL, PANEL * PANEL};
     for (int64_t child = 0; child < block->alpha; child++) {
         const int64_t reads = block->reads[child], across = pieces(reads, PANEL);
         float *to = w->ups[up].to_weight + up_at(w, part, source, child);
-        SHARED for (int64_t item = 0; item < blocks * across; item++) {
-            const int64_t p = item / across * HEIGHT, own = item % across;
-            product_within(
-                least(PANEL, reads - own * PANEL), least(HEIGHT, part->count - p),
-                (Rows){to_pre + (child_of(w, child) * part->count + p) * PANEL, PANEL, 1},
-                w->tokens[up] + w->inputs_from[child] + own * rows * PANEL, terms,
-                to + p * reads + own * PANEL, reads, add);
+        SHARED for (int64_t item = 0; item < bundles_of(part->count, across); item++) {
+            const Bundle own = bundle_of(part->count, across, item);
+            const float *to_pre =
+                w->to_pre[s] + (child_of(w, child) * part->count + own.first) * PANEL;
+            products(
+                1, 1, least(PANEL, reads - own.panel * PANEL), own.count, rows_of(to_pre, PANEL),
+                w->tokens[up] + w->inputs_from[child] + own.panel * rows * PANEL, terms,
+                to + own.first * reads + own.panel * PANEL, reads, add);
         }
     }
 }
@@ -579,24 +580,24 @@ static void up_back(const Work *w, const Part *part, int64_t s, int add) {
 static void read_back(const Work *w, const Part *part, int64_t up) {
     const Block *block = w->block;
     for (int64_t child = 0; child < block->alpha; child++) {
-        const int64_t reads = block->reads[child], blocks = pieces(reads, HEIGHT);
-        int64_t ready = -1; /* the rows that are packed */
-        SHARED for (int64_t item = 0; item < blocks * w->panels; item++) {
-            const int64_t panel = item % w->panels, k = item / w->panels * HEIGHT;
-            const int64_t row = (panel * w->made + child_of(w, child)) * part->count;
-            const int64_t rows = least(HEIGHT, reads - k), begin = k / BUNDLE * BUNDLE;
-            float *to = w->to_read[up] + (panel * w->reads + w->read_from[child] + k) * PANEL;
+        const int64_t reads = block->reads[child];
+        int64_t ready = -1; /* the rows that this thread has packed */
+        SHARED for (int64_t item = 0; item < bundles_of(reads, w->panels); item++) {
+            const Bundle own = bundle_of(reads, w->panels, item);
+            const int64_t row = (own.panel * w->made + child_of(w, child)) * part->count;
             float *packed = w->packed;
             for (int64_t source = 0; source < block->sources; source++) {
-                const float *weight = w->ups[up].weight + up_at(w, part, source, child) + begin;
-                if (ready != begin) pack(weight, reads, part->count, reads - begin, packed);
-                product(
-                    in_panel(w, panel), rows, packed_rows(packed, k, part->count),
-                    w->to_pre[up * block->sources + source] + row * PANEL, in_one(part->count), to,
+                const float *weight = w->ups[up].weight + up_at(w, part, source, child) + own.first;
+                if (ready != own.first) pack(weight, reads, part->count, own.count, packed);
+                products(
+                    0, 1, in_panel(w, own.panel), own.count, packed_rows(packed, part->count),
+                    w->to_pre[up * block->sources + source] + row * PANEL, in_one(part->count),
+                    w->to_read[up] +
+                        (own.panel * w->reads + w->read_from[child] + own.first) * PANEL,
                     PANEL, part->first > 0 || source > 0);
                 packed += part->count * BUNDLE;
             }
-            ready = begin;
+            ready = own.first;
         }
     }
 }
@@ -647,9 +648,7 @@ void fpe_mlp(
                 for (int64_t from = 0; from < parents; from += block->part) {
                     const Part part = part_of(w, tile, from);
                     sums = keep(w, &part, sums);
-                    for (int64_t s = 0; s < w->sources; s++)
-                        make_sums(w, &part, s);
-                    make_hidden(w, &part);
+                    hidden_neurons(w, &part);
                     write(w, &part);
                 }
                 scatter(
@@ -686,10 +685,9 @@ void fpe_mlp_back(
                 for (int64_t from = 0; from < parents; from += block->part) {
                     const Part part = part_of(w, tile, from);
                     sums = keep(w, &part, sums);
-                    for (int64_t s = 0; !kept && s < w->sources; s++)
-                        make_sums(w, &part, s);
-                    hidden_back(w, &part);
-                    activation_back(w, &part);
+                    hidden_neurons(w, &part);
+                    for (int64_t s = 0; s < w->sources; s++)
+                        sums_back(w, &part, s);
                     if (down->to_weight) down_back(w, &part, first > 0);
                     for (int64_t s = 0; s < w->sources; s++)
                         if (ups[s / block->sources].to_weight) up_back(w, &part, s, first > 0);

@@ -17,14 +17,20 @@
 #endif
 #define PANEL (LANES * WIDE)
 #define HEIGHT 6 /* rows of a product at a time: HEIGHT * WIDE sums fill the registers */
-#define BUNDLE (8 * HEIGHT) /* rows that are packed at a time */
+#define BUNDLE (8 * HEIGHT) /* rows that are multiplied with a panel before the next one, */
+#define DEEP 384 /* and about as many terms at a time: both stay in cache */
 #define AHEAD 4 /* columns that are asked for before they are packed */
 
-/* The left operand of a product: the k-th of a row are `step` apart, rows `row`. */
+/* The left operand of a product: the k-th of a row are `step` apart, rows `row`, and after HEIGHT
+ * rows the next ones begin, at `next`. */
 typedef struct {
     const float *start;
-    int64_t row, step;
+    int64_t row, step, next;
 } Rows;
+
+static inline Rows rows_of(const float *start, int64_t row) {
+    return (Rows){start, row, 1, HEIGHT * row};
+}
 
 /* Terms of a product: `groups` of `each`, the last of `last`; from one group to the next the operands
  * advance by `left` and `right`. */
@@ -41,6 +47,7 @@ ALWAYS void product_wide(
     for (int i = 0; i < HEIGHT; i++) {
         at[i] = least(i, rows - 1) * a.row; /* those that are not there are computed, not stored */
         for (int j = 0; j < wide; j++) sums[i][j] = (lanes){0};
+        if (add) __builtin_prefetch(c + i * stride, 1);
     }
     for (int64_t group = 0; group < terms.groups; group++) {
         const int64_t count = group == terms.groups - 1 ? terms.last : terms.each;
@@ -98,6 +105,39 @@ static void product_within(
             c[i * stride + j] = whole[i * PANEL + j] + (add ? c[i * stride + j] : 0.0f);
 }
 
+/* Asks for rows of a matrix before they are needed: with few columns there is little to do meanwhile. */
+static inline void expect(const float *start, int64_t rows, int64_t stride, int64_t count) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t k = 0; k < count; k += 16) __builtin_prefetch(start + i * stride + k);
+}
+
+/* Any number of rows. `within`: as above; `expected`: rows have been asked for. */
+ALWAYS void products(
+    int within, int expected, int64_t columns, int64_t rows, Rows a, const float *b, Terms terms,
+    float *c, int64_t stride, int add) {
+    const int64_t many = most(1, DEEP / most(1, terms.each)); /* groups at a time */
+    for (int64_t group = 0; group < terms.groups; group += many) {
+        const int64_t groups = least(many, terms.groups - group);
+        const int64_t last = group + groups == terms.groups ? terms.last : terms.each;
+        const int64_t deep = pieces(last, most(1, pieces(last, DEEP))); /* equal pieces of a group */
+        int64_t done = 0;
+        do {
+            Terms some = {groups, terms.each, last, terms.left, terms.right};
+            if (groups == 1) some = in_one(least(deep, last - done));
+            const float *right = b + group * terms.right + done * PANEL;
+            Rows left = a;
+            left.start += group * terms.left + done * a.step;
+            for (int64_t i = 0; i < rows; i += HEIGHT, left.start += a.next) {
+                if (!expected) expect(left.start + a.next, HEIGHT, a.row, some.last);
+                (within ? product_within : product)(
+                    columns, least(HEIGHT, rows - i), left, right, some, c + i * stride, stride, add);
+            }
+            done += deep;
+            add = 1;
+        } while (groups == 1 && done < last);
+    }
+}
+
 /* Columns of a matrix as rows of products: `[blocks of HEIGHT columns, rows, HEIGHT]`, up to BUNDLE. */
 static void pack(const float *from, int64_t stride, int64_t rows, int64_t columns, float *to) {
     columns = least(columns, BUNDLE);
@@ -111,15 +151,8 @@ static void pack(const float *from, int64_t stride, int64_t rows, int64_t column
     }
 }
 
-/* The rows from `row` on, of those that `pack` was given. */
-static inline Rows packed_rows(const float *packed, int64_t row, int64_t terms) {
-    return (Rows){packed + row % BUNDLE * terms, 1, HEIGHT};
-}
-
-/* Asks for rows of a matrix before they are needed: with few columns there is little to do meanwhile. */
-static inline void expect(const float *start, int64_t rows, int64_t stride, int64_t count) {
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t k = 0; k < count; k += 16) __builtin_prefetch(start + i * stride + k);
+static inline Rows packed_rows(const float *packed, int64_t terms) {
+    return (Rows){packed, 1, HEIGHT, HEIGHT * terms};
 }
 
 #endif

@@ -126,6 +126,26 @@ def test_any_shape(case: Case, name: str, tokens: int, small: bool) -> None:
         assert_same(MLP(case, FUNCTIONS[name]), x)
 
 
+@pytest.mark.parametrize("coupling", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("fan_out", ["replicate", "partition"])
+def test_more_than_is_taken_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, fan_out: str, coupling: float
+) -> None:
+    """Products of hundreds of terms and rows, of several chunks of tokens."""
+    monkeypatch.undo()
+    monkeypatch.setattr(mlp, "CHUNK_TOKENS", 128)
+    case = make_case(
+        d=1000, h=530, o=900, layout="block", alpha=2, fan_out=fan_out, coupling=coupling
+    )
+    model, x = MLP(case), torch.randn(300, 1000)
+    found = list(run(model, x))
+    with eager_hidden():
+        expected = list(run(model.double(), x.double()))
+    for own, wanted in zip(found, expected, strict=True):
+        error = (own.double() - wanted).norm() / wanted.norm()
+        assert error < 2e-6
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_extremes(name: str) -> None:
     """Numbers of any size, and NaN, go through the activation as in float64."""
