@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from enum import IntEnum
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -21,7 +23,6 @@ AT_ONCE = 64
 """Tokens whose inputs stay in the processor's cache while the weights pass by."""
 
 _DTYPES = (torch.float32, torch.bfloat16)
-_LANES = 16
 _WORD = 64
 
 
@@ -34,6 +35,14 @@ class Mode(IntEnum):
     """A down projection, partitioned: a child has its own inputs; there is one sum."""
     COPIES = 2
     """A down projection, replicated: the same, and a child has its own values, too."""
+
+
+class _Way(IntEnum):
+    """What the lanes of the kernel's vectors are; see `packed.c`."""
+
+    COLUMNS = 0
+    TOKENS = 1
+    CHILDREN = 2
 
 
 def usable(x: Tensor, width: int, *numbers: Tensor | None) -> bool:
@@ -133,19 +142,26 @@ def _multiply(
     owner_rows: int,
 ) -> Tensor:
     group = children if children <= 2 else 4 if children <= 4 else 8
-    by_columns = len(x) <= (8 if group <= 4 else 4)
-    inputs = x.resolve_neg().float().reshape(len(x), -1, columns)
-    sums = children if mode == Mode.PARTS else 1
-    if by_columns:
-        arranged = _lanes_of_columns(inputs, 1 if mode == Mode.PARTS else group, group)
-        out = torch.empty(arranged.shape[1], sums, rows)
-    else:
-        arranged = _lanes_of_tokens(inputs)
-        out = torch.empty(len(arranged), sums, rows, _LANES)
     kernel = native.library("packed")
     assert kernel is not None
+    lanes = _lanes(kernel)
+    way = _way(len(x), mode, group, lanes)
+    inputs = x.resolve_neg().float().reshape(len(x), -1, columns)
+    sums = children if mode == Mode.PARTS else 1
+    vectors = 1
+    if way == _Way.COLUMNS:
+        arranged = _lanes_of_columns(inputs, 1 if mode == Mode.PARTS else group, group, lanes)
+        out = torch.empty(arranged.shape[1], sums, rows)
+    elif way == _Way.CHILDREN:
+        arranged = _lanes_of_children(inputs, group, lanes)
+        vectors = arranged.shape[2]
+        out = torch.empty(vectors * lanes // group, sums, rows)
+    else:
+        vectors = _vectors(len(x), lanes)
+        arranged = _lanes_of_tokens(inputs, vectors * lanes)
+        out = torch.empty(len(arranged), sums, rows, vectors * lanes)
     kernel.fpe_packed_rows(
-        0 if by_columns else 1,
+        int(way),
         mode,
         weight.dtype == torch.bfloat16,
         weight.data_ptr(),
@@ -155,19 +171,28 @@ def _multiply(
         {1: 1, 2: 1, 4: 2}.get(group, 4 if children <= 16 else 8),
         owner_rows,
         arranged.data_ptr(),
-        arranged.shape[2 if by_columns else 1],
+        arranged.shape[2 if way == _Way.COLUMNS else 1],
         out.data_ptr(),
-        arranged.shape[1] if by_columns else len(arranged) * _LANES,
+        len(out) * (vectors * lanes if way == _Way.TOKENS else 1),
         rows,
         columns,
         children,
+        vectors,
         torch.get_num_threads(),
     )
-    if not by_columns:
+    if way == _Way.TOKENS:
         out = out.permute(0, 3, 1, 2).flatten(0, 1)
     elif len(out) == len(x):
         return out
     return out[: len(x)].clone(memory_format=torch.contiguous_format)
+
+
+@cache
+def _lanes(kernel: ctypes.CDLL) -> int:
+    """How many numbers the compiled kernel computes at once."""
+    lanes = ctypes.c_int64()
+    kernel.fpe_packed_lanes(ctypes.byref(lanes))
+    return lanes.value
 
 
 _operator = torch.library.custom_op("fpe_hf::packed_rows", _compute, mutates_args=())
@@ -189,22 +214,50 @@ def _shape(
     return x.new_empty((x.shape[0], sums, rows), dtype=torch.float32)
 
 
-def _lanes_of_columns(x: Tensor, inputs: int, group: int) -> Tensor:
+def _lanes_of_columns(x: Tensor, inputs: int, group: int, lanes: int) -> Tensor:
     """`[tokens, inputs, columns]` -> `[columns / lanes, tokens, inputs, lanes]`, zeros added so
     that tokens, inputs and columns are as many as the kernel takes at once."""
-    at_once = 1 if len(x) == 1 else 2 if group == 8 else 4
+    at_once = 1 if len(x) == 1 else 2 if group > (2 if lanes == 8 else 4) else 4
     missing = (-x.shape[2] % _WORD, -x.shape[1] % inputs, -len(x) % at_once)
     if any(missing):
         x = functional.pad(x, (0, missing[0], 0, missing[1], 0, missing[2]))
-    chunks: Tensor = x.unflatten(2, (-1, _LANES))
+    chunks: Tensor = x.unflatten(2, (-1, lanes))
     return chunks.permute(2, 0, 1, 3).contiguous()
 
 
-def _lanes_of_tokens(x: Tensor) -> Tensor:
+def _way(tokens: int, mode: int, group: int, lanes: int) -> _Way:
+    """The fastest way, as measured."""
+    if lanes == 16:
+        return _Way.COLUMNS if tokens <= (8 if group <= 4 else 4) else _Way.TOKENS
+    if mode == Mode.COPIES and group >= 4:
+        return _Way.CHILDREN if tokens <= 8 else _Way.TOKENS
+    most = 2 if group == 8 else 8 if group <= 2 and mode == Mode.PARTS else 4
+    return _Way.COLUMNS if tokens <= most else _Way.TOKENS
+
+
+def _vectors(tokens: int, lanes: int) -> int:
+    """How many vectors of tokens a value is multiplied with at once."""
+    if lanes == 16:
+        return 1
+    return min((4, 2, 1), key=lambda many: -(-tokens // (many * lanes)) * (many + 1))
+
+
+def _lanes_of_tokens(x: Tensor, lanes: int) -> Tensor:
     """`[tokens, inputs, columns]` -> `[tokens / lanes, inputs, columns, lanes]`."""
-    x = functional.pad(x, (0, 0, 0, 0, 0, -len(x) % _LANES))
-    tiles: Tensor = x.unflatten(0, (-1, _LANES))
+    x = functional.pad(x, (0, 0, 0, 0, 0, -len(x) % lanes))
+    tiles: Tensor = x.unflatten(0, (-1, lanes))
     return tiles.permute(0, 2, 3, 1).contiguous()
+
+
+def _lanes_of_children(x: Tensor, group: int, lanes: int) -> Tensor:
+    """`[tokens, inputs, columns]` -> `[inputs / group, columns, vectors, lanes]`. A vector has a
+    group of inputs of one token or two."""
+    many = lanes // group
+    vectors = -(-len(x) // many)
+    vectors += -vectors % min(4, 1 << (vectors - 1).bit_length())
+    x = functional.pad(x, (0, 0, 0, -x.shape[1] % group, 0, vectors * many - len(x)))
+    grouped = x.reshape(vectors, many, -1, group, x.shape[2])
+    return grouped.permute(2, 4, 0, 1, 3).contiguous()
 
 
 def _bytes(packed: Tensor | None) -> tuple[int | None, int]:

@@ -110,6 +110,14 @@ class Job(NamedTuple):
     seed: int
 
 
+def ways(job: Job) -> list[packed._Way]:
+    """All ways that the compiled kernel has for a job, whatever the number of tokens."""
+    library = native.library("packed")
+    assert library is not None
+    several = job.mode == Mode.COPIES and job.children > 2 and packed._lanes(library) == 8
+    return [packed._Way.CHILDREN if several else packed._Way.COLUMNS, packed._Way.TOKENS]
+
+
 def jobs() -> st.SearchStrategy[Job]:
     return st.builds(
         Job,
@@ -155,52 +163,107 @@ def test_rows_of_any_shape(job: Job) -> None:
     assert_rows(job)
 
 
+@settings(max_examples=60)
+@given(jobs())
+def test_every_way_for_any_number_of_tokens(job: Job) -> None:
+    assert_every_way(job)
+
+
+@settings(max_examples=60)
+@given(jobs())
+def test_only_its_own_values_matter_to_a_row(job: Job) -> None:
+    """Neither those of other rows, which may share a vector with them, nor the memory around."""
+    for way in ways(job):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(packed, "_way", lambda *about, way=way: way)
+            x, weight, *rest = arguments(job)
+            keep = kept(job)
+            counts = keep.sum(1) * (job.children if job.mode == Mode.COPIES else 1)
+            odd = torch.arange(job.rows).repeat_interleave(counts) % 2 == 1
+            around = weight.new_full((len(weight) + 32,), torch.nan)
+            around[16:-16] = torch.where(odd, torch.nan, weight)
+            found = packed_rows(x, around[16:-16], *rest)[..., ::2]
+            assert torch.equal(found, packed_rows(x, weight, *rest)[..., ::2])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("machine", ["", "-mavx2 -mfma -mbmi2", "-march=skylake-avx512"])
+@pytest.mark.parametrize(
+    ("machine", "feature"),
+    [
+        ("", ""),
+        ("-mavx", "avx"),
+        ("-mavx2", "avx2"),
+        ("-mavx2 -mfma -mbmi2", "avx2"),
+        ("-march=skylake-avx512", "avx512vl"),
+    ],
+)
 def test_other_instruction_sets(
-    machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: str, feature: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As far as this machine has them, the same source without the newer ones."""
-    names = {"-mavx2 -mfma -mbmi2": "avx2", "-march=skylake-avx512": "avx512vl"}
-    if machine and names[machine] not in native._cpu().split():
-        pytest.skip(f"this machine has no {names[machine]}")
+    if feature and feature not in native._cpu().split():
+        pytest.skip(f"this machine has no {feature}")
     flags = ("-O1", "-std=gnu11", "-fPIC", "-Wno-psabi", *machine.split())
-    library = native._load(native._compiled(native._compiler(), flags, tmp_path))
+    library = native._load(
+        "packed", native._compiled("packed", native._compiler(), flags, tmp_path)
+    )
     monkeypatch.setattr(native, "library", lambda name: library)
 
     @settings(max_examples=80)
     @given(jobs())
     def run(job: Job) -> None:
-        assert_rows(job)
+        assert_every_way(job)
 
     run()
 
 
-def assert_rows(job: Job) -> None:
-    mode, rows, columns, children, tokens, density, owner_rows, half, seed = job
-    torch.manual_seed(seed)
-    codes = torch.randint(0, children, (owner_rows or rows, columns))
-    keep = torch.ones(rows, columns) if density is None else torch.rand(rows, columns)
-    keep = keep < (2.0 if density is None else density)
-    copies = children if mode == Mode.COPIES else 1
-    there = keep[:, None].expand(rows, copies, columns)
-    weight = torch.randn(int(there.sum())).to(torch.bfloat16 if half else torch.float32)
-    dense = torch.zeros(there.shape, dtype=torch.float64).masked_scatter(there, weight.double())
-    own = codes.expand(rows, columns)[:, None] == torch.arange(children)[:, None]
-    matrix = dense if mode == Mode.COPIES else torch.where(own, dense, 0.0)
-    inputs = 1 if mode == Mode.PARTS else children
-    x = torch.randn(tokens, inputs * columns)
-    found = packed_rows(
-        x,
-        weight,
-        None if density is None else pack(keep, 1),
-        None if mode == Mode.COPIES or children == 1 else pack(codes, code_bits(children)),
-        mode,
-        rows,
-        columns,
-        children,
-        owner_rows or rows,
+def kept(job: Job) -> Tensor:
+    torch.manual_seed(job.seed)
+    if job.density is None:
+        return torch.ones(job.rows, job.columns, dtype=torch.bool)
+    return torch.rand(job.rows, job.columns) < job.density
+
+
+def codes(job: Job) -> Tensor:
+    torch.manual_seed(job.seed)
+    return torch.randint(0, job.children, (job.owner_rows or job.rows, job.columns))
+
+
+def arguments(job: Job) -> tuple[Any, ...]:
+    """Those of `packed_rows`."""
+    copies = job.children if job.mode == Mode.COPIES else 1
+    keep = kept(job)
+    weight = torch.randn(int(keep.sum()) * copies)
+    return (
+        torch.randn(job.tokens, (1 if job.mode == Mode.PARTS else job.children) * job.columns),
+        weight.to(torch.bfloat16 if job.half else torch.float32),
+        None if job.density is None else pack(keep, 1),
+        None if copies > 1 or job.children == 1 else pack(codes(job), code_bits(job.children)),
+        job.mode,
+        job.rows,
+        job.columns,
+        job.children,
+        job.owner_rows or job.rows,
     )
+
+
+def assert_every_way(job: Job) -> None:
+    for way in ways(job):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(packed, "_way", lambda *about, way=way: way)
+            assert_rows(job)
+
+
+def assert_rows(job: Job) -> None:
+    mode, rows, columns, children, tokens, *_ = job
+    copies = children if mode == Mode.COPIES else 1
+    there = kept(job)[:, None].expand(rows, copies, columns)
+    x, weight, *rest = arguments(job)
+    dense = torch.zeros(there.shape, dtype=torch.float64).masked_scatter(there, weight.double())
+    own = codes(job).expand(rows, columns)[:, None] == torch.arange(children)[:, None]
+    matrix = dense if mode == Mode.COPIES else torch.where(own, dense, 0.0)
+    found = packed_rows(x, weight, *rest)
+    inputs = 1 if mode == Mode.PARTS else children
     by_child = x.double().view(tokens, inputs, columns).expand(tokens, children, columns)
     assert found.dtype == torch.float32
     error = (found.double() - multiplied(by_child, matrix, mode)).abs()
