@@ -16,6 +16,7 @@
 #include "activations.h"
 #include "block.h"
 #include "products.h"
+#include "transpose.h"
 
 static inline int64_t this_thread(void) {
 #ifdef _OPENMP
@@ -165,34 +166,15 @@ void fpe_mlp_sizes(const Block *block, Sizes *sizes) {
 /* `to[j][i] = from[i][j]` for `rows` and `columns` up to LANES. */
 static void transpose(
     const float *from, int64_t from_row, int64_t rows, int64_t columns, float *to, int64_t to_row) {
-#ifndef __clang__
     if (rows == LANES && columns == LANES) {
-        /* Halves, quarters and so on change places: all numbers of a stage are moved at once. */
-        typedef int32_t places __attribute__((vector_size(4 * LANES)));
-        lanes line[LANES];
+        lanes square[LANES];
 #pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++) line[i] = *(const lanes *)(from + i * from_row);
-#pragma GCC unroll 4
-        for (int step = 1; step < LANES; step *= 2) {
-            places low, high;
+        for (int i = 0; i < LANES; i++) square[i] = *(const lanes *)(from + i * from_row);
+        transpose_square(square);
 #pragma GCC unroll 16
-            for (int i = 0; i < LANES; i++) {
-                low[i] = i & step ? i - step + LANES : i;
-                high[i] = i & step ? i + LANES : i + step;
-            }
-#pragma GCC unroll 16
-            for (int i = 0; i < LANES; i++)
-                if (!(i & step)) {
-                    const lanes one = line[i], other = line[i + step];
-                    line[i] = __builtin_shuffle(one, other, low);
-                    line[i + step] = __builtin_shuffle(one, other, high);
-                }
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++) *(lanes *)(to + i * to_row) = line[i];
+        for (int i = 0; i < LANES; i++) *(lanes *)(to + i * to_row) = square[i];
         return;
     }
-#endif
     for (int64_t j = 0; j < columns; j++)
         for (int64_t i = 0; i < rows; i++) to[j * to_row + i] = from[i * from_row + j];
 }

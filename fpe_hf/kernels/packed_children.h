@@ -32,7 +32,7 @@ INLINE void sum_copies(
                 const lanes next = next_values(job, start + child * kept + i, job->children * kept);
                 value[c] = masked((lane_mask)(more < LANES ? (1u << more) - 1 : ALL_LANES), next);
             }
-            transpose(value);
+            transpose_square(value);
             for (int k = more; k < LANES; k++)
                 from[i + k] = from[i];
             UNROLL

@@ -229,36 +229,7 @@ INLINE lane_bits lane_codes(uint64_t codes, const int width)
     return ((lane_bits){0} + (uint32_t)codes) >> lane * (uint32_t)width & ((1u << width) - 1);
 }
 
-/* Swaps rows and columns. */
-INLINE void transpose(lanes *square)
-{
-#ifdef __AVX__
-    __m256 pair[LANES], four[LANES];
-    UNROLL
-    for (int i = 0; i < LANES; i += 2) {
-        pair[i] = _mm256_unpacklo_ps((__m256)square[i], (__m256)square[i + 1]);
-        pair[i + 1] = _mm256_unpackhi_ps((__m256)square[i], (__m256)square[i + 1]);
-    }
-    UNROLL
-    for (int i = 0; i < LANES; i++) {
-        const __m256d low = (__m256d)pair[i / 4 * 4 + i / 2 % 2];
-        const __m256d high = (__m256d)pair[i / 4 * 4 + i / 2 % 2 + 2];
-        four[i] = (__m256)(i % 2 ? _mm256_unpackhi_pd(low, high) : _mm256_unpacklo_pd(low, high));
-    }
-    UNROLL
-    for (int i = 0; i < 4; i++) {
-        square[i] = (lanes)_mm256_permute2f128_ps(four[i], four[i + 4], 0x20);
-        square[i + 4] = (lanes)_mm256_permute2f128_ps(four[i], four[i + 4], 0x31);
-    }
-#else
-    for (int i = 0; i < LANES; i++)
-        for (int k = 0; k < i; k++) {
-            const float swapped = square[i][k];
-            square[i][k] = square[k][i];
-            square[k][i] = swapped;
-        }
-#endif
-}
+#include "transpose.h"
 
 #endif
 
