@@ -446,12 +446,12 @@ static void write(const Work *w, const Part *part) {
             together, count, count, stride / together, block->equal ? 0 : count * PANEL};
         SHARED for (int64_t item = 0; item < blocks * w->panels; item++) {
             const int64_t panel = item % w->panels, o = item / w->panels * HEIGHT;
-            const int64_t row = (panel * w->made + child_of(w, child)) * count;
             for (int64_t group = 0; panel == 0 && group < together; group++)
                 expect(weight + group * terms.left + (o + HEIGHT) * stride, HEIGHT, stride, count);
             product(
                 in_panel(w, panel), least(HEIGHT, block->writes[child] - o),
-                rows_of(weight + o * stride, stride), w->hidden + row * PANEL, terms,
+                rows_of(weight + o * stride, stride),
+                w->hidden + numbers_at(w, part, child_of(w, child), (Bundle){.panel = panel}), terms,
                 w->written + (panel * w->writes + w->write_from[child] + o) * PANEL, PANEL,
                 part->first > 0);
         }
@@ -549,7 +549,7 @@ static void up_back(const Work *w, const Part *part, int64_t s, int add) {
         SHARED for (int64_t item = 0; item < bundles_of(part->count, across); item++) {
             const Bundle own = bundle_of(part->count, across, item);
             const float *to_pre =
-                w->to_pre[s] + (child_of(w, child) * part->count + own.first) * PANEL;
+                w->to_pre[s] + numbers_at(w, part, child_of(w, child), (Bundle){.first = own.first});
             products(
                 1, 1, least(PANEL, reads - own.panel * PANEL), own.count, rows_of(to_pre, PANEL),
                 w->tokens[up] + w->inputs_from[child] + own.panel * rows * PANEL, terms,
@@ -566,14 +566,14 @@ static void read_back(const Work *w, const Part *part, int64_t up) {
         int64_t ready = -1; /* the rows that this thread has packed */
         SHARED for (int64_t item = 0; item < bundles_of(reads, w->panels); item++) {
             const Bundle own = bundle_of(reads, w->panels, item);
-            const int64_t row = (own.panel * w->made + child_of(w, child)) * part->count;
+            const int64_t at = numbers_at(w, part, child_of(w, child), (Bundle){.panel = own.panel});
             float *packed = w->packed;
             for (int64_t source = 0; source < block->sources; source++) {
                 const float *weight = w->ups[up].weight + up_at(w, part, source, child) + own.first;
                 if (ready != own.first) pack(weight, reads, part->count, own.count, packed);
                 products(
                     0, 1, in_panel(w, own.panel), own.count, packed_rows(packed, part->count),
-                    w->to_pre[up * block->sources + source] + row * PANEL, in_one(part->count),
+                    w->to_pre[up * block->sources + source] + at, in_one(part->count),
                     w->to_read[up] +
                         (own.panel * w->reads + w->read_from[child] + own.first) * PANEL,
                     PANEL, part->first > 0 || source > 0);

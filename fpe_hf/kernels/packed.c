@@ -25,12 +25,10 @@ INLINE void all_rows(
     const struct job *job, int64_t row, int64_t stop, const enum way way, const enum mode mode,
     const int children)
 {
-    const int pruned = job->keep.size > 0;
-    int64_t start = pruned ? count_bits(job->keep, 0, row * job->columns) : row * job->columns;
+    int64_t start = count_kept(job, 0, row * job->columns);
     for (; row < stop; row++) {
         const int64_t first = row * job->columns;
-        const int64_t kept =
-            pruned ? count_bits(job->keep, first, first + job->columns) : job->columns;
+        const int64_t kept = count_kept(job, first, first + job->columns);
         const int64_t place = mode == COPIES ? start * job->children : start;
         if (way == COLUMNS)
             row_by_columns(job, row, place, kept, mode, children);

@@ -8,6 +8,7 @@
 #define FPE_PACKED_CHILDREN_H
 
 #include "packed_list.h"
+#include "transpose.h"
 
 /* Adds up a row of copies for the tokens of `vectors` vectors from `vector` on. */
 INLINE void sum_copies(

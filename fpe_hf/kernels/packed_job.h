@@ -81,6 +81,12 @@ INLINE uint64_t kept_columns(const struct job *job, int64_t row, int64_t column)
     return job->keep.size ? inside & bits_at(job->keep, row * job->columns + column) : inside;
 }
 
+/* How many entries are kept from one to another. */
+INLINE int64_t count_kept(const struct job *job, int64_t start, int64_t stop)
+{
+    return job->keep.size ? count_bits(job->keep, start, stop) : stop - start;
+}
+
 /* Reads the codes of WORD columns: `width` words. */
 INLINE void read_codes(uint64_t *codes, struct bits owner, const int width, int64_t entry)
 {

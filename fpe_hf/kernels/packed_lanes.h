@@ -229,8 +229,6 @@ INLINE lane_bits lane_codes(uint64_t codes, const int width)
     return ((lane_bits){0} + (uint32_t)codes) >> lane * (uint32_t)width & ((1u << width) - 1);
 }
 
-#include "transpose.h"
-
 #endif
 
 #endif

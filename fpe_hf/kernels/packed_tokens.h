@@ -84,11 +84,6 @@ INLINE void add_parts(
         }
 }
 
-INLINE int64_t count_kept(const struct job *job, int64_t start, int64_t stop)
-{
-    return job->keep.size ? count_bits(job->keep, start, stop) : stop - start;
-}
-
 /* Multiplies the values of a row in `width` columns, of which the first is at `place`. */
 INLINE void row_by_tokens(
     const struct job *job, int64_t row, int64_t place, int64_t kept, int64_t column, int width,

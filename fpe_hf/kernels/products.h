@@ -138,9 +138,8 @@ ALWAYS void products(
     }
 }
 
-/* Columns of a matrix as rows of products: `[blocks of HEIGHT columns, rows, HEIGHT]`, up to BUNDLE. */
+/* Columns of a matrix as rows of products: `[blocks of HEIGHT columns, rows, HEIGHT]`. */
 static void pack(const float *from, int64_t stride, int64_t rows, int64_t columns, float *to) {
-    columns = least(columns, BUNDLE);
     for (int64_t k = 0; k < rows; k++, from += stride) {
         for (int64_t j = 0; j < columns; j += 16) __builtin_prefetch(from + AHEAD * stride + j);
         for (int64_t j = 0; j < columns; j += HEIGHT) {
