@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from .config import FPEConfig
 from .discovery import MLPBlock, find_mlps
 from .errors import ConfigError
+from .fusing import fuse
 from .layers import build_layers
 from .modules import fpe_layers, has_config, put_layers, stocks_of, take_weights
 from .planning import BlockPlan, BlockSpec, plan_block
@@ -134,6 +135,7 @@ def apply_plans(model: nn.Module, plans: Plans, config: FPEConfig) -> None:
     while plans:
         block, plan = plans.pop()
         replace_block(model, block, plan)
+    fuse(model)
     record_plan(model, config, specs)
 
 

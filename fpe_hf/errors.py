@@ -53,8 +53,8 @@ class HubError(FPEError, OSError):
     """The Hub refused a request, could not be reached, or was asked for something impossible."""
 
 
-class StaleError(FPEError, RuntimeError):
-    """Hidden activations were read for the first time after their weights had been changed."""
+class InputShapeError(FPEError, RuntimeError):
+    """A widened layer was given inputs of another width, where `nn.Linear` raises RuntimeError."""
 
 
 class ExportError(FPEError, RuntimeError):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import CheckpointError
+from ..fusing import fuse
 from ..layers import FPELayer, empty_layers
 from ..layers.checksum import UNVERIFIED
 from ..modules import check_skeleton, fpe_layers, projections, put_layers, stocks_of
@@ -168,3 +169,4 @@ def finish_loading(model: PreTrainedModel) -> None:
         if not any(tensor.is_meta for tensor in layer.stored().values()):
             layer.check(name)
             layer.checksum = torch.full_like(layer.checksum, UNVERIFIED)
+    fuse(model)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ..errors import ConfigError, ExportError
+from ..fusing import unfuse
 from ..layers import move_out
 from ..modules import fpe_layers, has_config, host_of
 from .fields import assign, reloaded
@@ -67,6 +68,7 @@ def _copy_with(model: Model, projections: dict[str, Projection], widths: dict[st
     for name in projections.keys() - stacks.keys():
         memo[id(projections[name].module)] = projections[name].dense(hidden[name])
     dense = copy.deepcopy(model, memo)
+    unfuse(dense)
     for name, projection in stacks.items():
         move_out(host_of(dense, name)[0])
         projection.put_stack(dense, hidden[name])

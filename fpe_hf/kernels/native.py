@@ -41,15 +41,6 @@ FUNCTIONS: Mapping[str, Mapping[str, Sequence[Any]]] = {
             *(_POINTER, _LONG, _POINTER, *(_LONG,) * 3, *(_INT,) * 3),  # x, out, shape, threads
         ),
     },
-    "few": {
-        "fpe_up": (_POINTER, _POINTER, *(_LONG,) * 3, *(_POINTER,) * 4),
-        "fpe_down": (_POINTER, _POINTER, *(_LONG,) * 3, *(_POINTER,) * 3),
-    },
-    "mlp": {
-        "fpe_mlp": (_POINTER,) * 6,
-        "fpe_mlp_back": (_POINTER,) * 6,
-        "fpe_mlp_sizes": (_POINTER,) * 2,
-    },
 }
 """Name of a C file -> its functions, with the types of their arguments."""
 

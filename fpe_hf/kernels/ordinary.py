@@ -10,15 +10,23 @@ from torch.autograd import forward_ad
 def is_ordinary(*tensors: Tensor | None) -> bool:
     """Whether tensors are what memory holds, and their program is run rather than traced.
 
-    Not so for fake, distributed and other special tensors, within `torch.compile`, `torch.export`,
-    `torch.jit.trace`, transforms of `torch.func`, forward-mode differentiation and under a dispatch
-    mode.
+    Not so for fake, distributed and other special tensors, batches of gradients, within
+    `torch.compile`, `torch.export`, `torch.jit.trace`, transforms of `torch.func`, forward-mode
+    differentiation and under a dispatch mode.
     """
     return (
         not torch.compiler.is_compiling()
-        and all(type(t) in (Tensor, nn.Parameter, type(None)) for t in tensors)
+        and all(t is None or _is_in_memory(t) for t in tensors)
         and not torch._C._is_tracing()
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
+    )
+
+
+def _is_in_memory(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter) and not (
+        # What jacobian(vectorize=True) and is_grads_batched hand to the backward pass.
+        torch._C._functorch.is_legacy_batchedtensor(tensor)
+        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )

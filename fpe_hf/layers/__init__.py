@@ -9,7 +9,6 @@ from .base import DownLayer, FPELayer, UpLayer
 from .block import BlockDown, BlockUp
 from .element import ElementDown, ElementUp
 from .experts import EXPERTS_STOCKS, move_in, move_out
-from .hidden import eager_hidden
 
 __all__ = [
     "EXPERTS_STOCKS",
@@ -21,7 +20,6 @@ __all__ = [
     "FPELayer",
     "UpLayer",
     "build_layers",
-    "eager_hidden",
     "empty_layers",
     "move_in",
     "move_out",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputShapeError
 from ..linear import CHANNEL_AXES
 from ..planning import BlockSpec
 from ..splits import derive_seed
@@ -68,12 +68,28 @@ class FPELayer(nn.Module):
         unverified = torch.full((2,), UNVERIFIED, dtype=torch.int64, device=device)
         self.register_buffer("checksum", unverified)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Projects `x` along the axis on which the replaced module did."""
+    def forward(self, x: Tensor | None = None) -> Any:
+        """Projects `x` along the axis on which the replaced module did.
+
+        Experts, whose matrices another module multiplies with, return `dense_weight` and
+        `dense_bias` instead.
+
+        Raises:
+            InputShapeError: `x` is wider or narrower than `in_features`.
+        """
+        if x is None:
+            return self.dense_weight(), self.dense_bias()
         axis = CHANNEL_AXES[self.stock]
-        if axis == -1:
-            return self.project(x)
-        return self.project(x.movedim(axis, -1)).movedim(-1, axis).contiguous()
+        if axis != -1:
+            x = x.movedim(axis, -1)
+        if x.shape[-1] != self.in_features:
+            raise InputShapeError(
+                f"mat1 and mat2 shapes cannot be multiplied ({x.shape[:-1].numel()}x{x.shape[-1]} "
+                f"and {self.in_features}x{self.out_features}): block {self.spec.name!r} reads "
+                f"{self.in_features} features."
+            )
+        result = self.project(x)
+        return result if axis == -1 else result.movedim(-1, axis).contiguous()
 
     def project(self, x: Tensor) -> Tensor:
         """`[..., in_features]` -> `[..., out_features]`."""
@@ -115,11 +131,6 @@ class FPELayer(nn.Module):
             for start, stop in tiles
         ]
         return torch.cat(places, 1)
-
-    def children_mask(self) -> Tensor:
-        """Which weights exist, without coupling: bool `[alpha, parents, inputs]` for an up layer
-        (a gated one's matrices taken together), `[alpha, outputs, parents]` for a down layer."""
-        raise NotImplementedError
 
     def check(self, name: str) -> None:
         """Checks the index buffers after loading.

@@ -10,8 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import CheckpointError
-from ..kernels import gpu
-from ..kernels.gpu_shapes import ElementShape
 from ..kernels.ordinary import is_ordinary
 from ..kernels.packed import Mode, output_dtype, packed_rows, usable
 from ..packing import code_bits, pack, packed_bytes, put_kept, take_kept, unpack
@@ -94,22 +92,7 @@ def check_keep(name: str, packed: Tensor, count: int, kept: int) -> None:
         raise CheckpointError(f"tensor {name!r} keeps {found} entries, but {kept} were expected.")
 
 
-class RowStarts:
-    """Where the kept weights of every row begin, for the GPU: made once for a mask."""
-
-    keep: Tensor | None
-    _starts: tuple[Tensor, Tensor] | None = None
-
-    def row_starts(self, shape: ElementShape) -> Tensor | None:
-        """int64 `[rows + 1]`, or `None` if every weight is kept."""
-        if self.keep is None:
-            return None
-        if self._starts is None or self._starts[0] is not self.keep:
-            self._starts = self.keep, gpu.row_starts(self.keep, shape)
-        return self._starts[1]
-
-
-class ElementUp(RowStarts, UpLayer):
+class ElementUp(UpLayer):
     """Up projection in the `element` layout.
 
     Attributes:
@@ -189,8 +172,6 @@ class ElementUp(RowStarts, UpLayer):
         """`[..., inputs]` -> `[..., sources * hidden]`."""
         if self.spec.experts == 1 and usable(x, self.in_features, *self.numbers().values()):
             return self._project_packed(x)
-        if self.spec.experts == 1 and gpu.element_usable(x, self.weight, self.spec.alpha):
-            return self._project_on_gpu(x)
         if self.coupling is None and self.spec.coupling == 1.0 and self.spec.fused is None:
             # All children of a parent see its full pre-activation: compute it once.
             z = self.expand(functional.linear(x, self.parent_weight()[0]))
@@ -224,21 +205,6 @@ class ElementUp(RowStarts, UpLayer):
         result = result if bias is None else result + bias
         return result.to(output_dtype(x)).contiguous().view(*x.shape[:-1], self.out_features)
 
-    def _project_on_gpu(self, x: Tensor) -> Tensor:
-        shape = ElementShape.of_up(self.spec, self.bits)
-        coupling: Tensor | None = self.coupling
-        if coupling is None and self.spec.coupling:
-            coupling = x.new_full((1,), self.spec.coupling)
-        return gpu.element(
-            x, self.weight, self.keep, self.owner, self.row_starts(shape), self.bias, shape,
-            coupling=coupling,
-        )  # fmt: skip
-
-    def children_mask(self) -> Tensor:
-        own = self._own().expand(-1, self.spec.all_parents, -1)
-        keep = self._keep()
-        return own if keep is None else own & keep.any(dim=0)
-
     def cover(self) -> tuple[bool, float]:
         keep, read = self._keep(), self._codes() < self.spec.alpha
         if keep is not None:
@@ -252,7 +218,6 @@ class ElementUp(RowStarts, UpLayer):
             check_keep(f"{name}.keep", self.keep, self.entries, self.weight.numel())
 
     def reset_derived(self) -> None:
-        self._starts = None
         if self.spec.assignment == "hash":
             self.owner = pack(draw_up_children(self.spec), self.bits).to(self.index_device())
 
@@ -262,18 +227,13 @@ class ElementUp(RowStarts, UpLayer):
         shape = (self.spec.sources_per_up, self.spec.all_parents, self.spec.in_features)
         return unpack(self.keep, 1, self.entries).view(shape).bool()
 
-    def _own(self) -> Tensor:
-        """Which child reads which input: bool `[alpha, parents or 1, inputs]`."""
-        codes = self._codes()
-        return codes == _child_ids(self.spec.alpha, codes)
-
     def _codes(self) -> Tensor:
         """The child that reads each input: uint8 `[parents or 1, inputs]`."""
         count = self.codes_shape[0] * self.codes_shape[1]
         return unpack(self.owner, self.bits, count).view(self.codes_shape)
 
 
-class ElementDown(RowStarts, DownLayer):
+class ElementDown(DownLayer):
     """Down projection in the `element` layout.
 
     Attributes:
@@ -339,10 +299,6 @@ class ElementDown(RowStarts, DownLayer):
         """`[..., hidden]` -> `[..., outputs]`."""
         if self.spec.experts == 1 and usable(hidden, self.in_features, *self.numbers().values()):
             return self._project_packed(hidden)
-        if self.spec.experts == 1 and gpu.element_usable(hidden, self.weight, self.spec.alpha):
-            shape = ElementShape.of_down(self.spec, self.bits)
-            starts = self.row_starts(shape)
-            return gpu.element(hidden, self.weight, self.keep, self.owner, starts, self.bias, shape)
         return functional.linear(hidden, self.dense_weight(), self.bias)
 
     def _project_packed(self, hidden: Tensor) -> Tensor:
@@ -362,13 +318,6 @@ class ElementDown(RowStarts, DownLayer):
         result = result if self.bias is None else result + self.bias
         return result.to(output_dtype(hidden)).view(*hidden.shape[:-1], self.out_features)
 
-    def children_mask(self) -> Tensor:
-        keep = self._keep()
-        shape = (self.spec.out_features, self.spec.alpha, self.spec.all_parents)
-        own = self.weight.new_ones((), dtype=torch.bool) if self.owner is None else self._own()
-        mask = own if keep is None else own & keep.unsqueeze(1)
-        return mask.expand(shape).transpose(0, 1)
-
     def check(self, name: str) -> None:
         if self.keep is not None:
             copies = self.spec.alpha if self.owner is None else 1
@@ -381,7 +330,6 @@ class ElementDown(RowStarts, DownLayer):
             check_keep(f"{name}.keep", self.keep, self.entries, kept)
 
     def reset_derived(self) -> None:
-        self._starts = None
         if self.owner is not None:
             self.owner = pack(draw_down_children(self.spec), self.bits).to(self.index_device())
 
@@ -390,11 +338,6 @@ class ElementDown(RowStarts, DownLayer):
             return None
         shape = (self.spec.out_features, self.spec.all_parents)
         return unpack(self.keep, 1, self.entries).view(shape).bool()
-
-    def _own(self) -> Tensor:
-        """Which child keeps which outgoing weight: bool `[outputs, alpha, parents]`."""
-        codes = self._codes()
-        return codes == _child_ids(self.spec.alpha, codes)[:, 0]
 
     def _codes(self) -> Tensor:
         """The child that keeps each outgoing weight: uint8 `[outputs, 1, parents]`."""
@@ -408,7 +351,3 @@ def _by_tile(weight: Tensor, spec: BlockSpec) -> Tensor:
     `[n, experts * hidden, ...]`."""
     by_expert: Tensor = weight.unflatten(2, (spec.experts, spec.parents))
     return by_expert.transpose(1, 2).flatten(1, 3)
-
-
-def _child_ids(alpha: int, codes: Tensor) -> Tensor:
-    return torch.arange(alpha, dtype=torch.uint8, device=codes.device)[:, None, None]

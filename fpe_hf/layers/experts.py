@@ -1,17 +1,19 @@
 """Widened experts whose matrices are stacked in parameters.
 
-The module that hosts the parameters keeps its class and its forward. Its packed parameters keep
-their names; while it runs, dense tensors of the shapes it expects stand in for them.
+The module that hosts the parameters keeps its forward. Its packed parameters keep their names;
+while it runs, dense tensors of the shapes it expects stand in for them.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
 from .base import FPELayer
+from .subclass import Forward, give, is_given, take_back
 
 PREFIX = "fpe_"
 """Beside a host's parameter `x`, its submodule `fpe_x` holds the index buffers and the rest."""
@@ -29,9 +31,8 @@ def move_in(host: nn.Module, layer: FPELayer, weight: str, bias: str | None) -> 
         weight: Name in the host of the stacked matrices.
         bias: Name in the host of the bias that goes with them.
     """
-    if next(_layers(host), None) is None:
-        host.register_forward_pre_hook(_stand_in)
-        host.register_forward_hook(_step_back, always_call=True)
+    if not is_given(host):
+        give(host, _forward)
     old = host._parameters[weight]
     layer.requires_grad_(old is None or old.requires_grad)
     layer.train(host.training)
@@ -44,11 +45,7 @@ def move_out(host: nn.Module) -> None:
     """Takes the layers out of a host; its packed parameters stay to be replaced."""
     for name, _ in list(_layers(host)):
         del host._modules[PREFIX + name]
-    for hooks in (host._forward_pre_hooks, host._forward_hooks):
-        for handle, hook in list(hooks.items()):
-            if hook in (_stand_in, _step_back):
-                del hooks[handle]
-                host._forward_hooks_always_called.pop(handle, None)
+    take_back(host)
 
 
 def _layers(host: nn.Module) -> Iterator[tuple[str, FPELayer]]:
@@ -58,20 +55,17 @@ def _layers(host: nn.Module) -> Iterator[tuple[str, FPELayer]]:
             yield name.removeprefix(PREFIX), module
 
 
-# Functions, not methods: a deep copy or a pickle of the host takes them along as they are.
-
-
-def _stand_in(host: nn.Module, args: Any) -> None:
-    """Builds the dense tensors. An instance's own attributes hide its parameters."""
+def _forward(host: Any, stock: Forward, *args: Any, **kwargs: Any) -> Any:
+    """Runs a host's own forward on a copy of it in which dense tensors stand in: each call has its
+    own, so that calls in several threads do not meet."""
+    stand_in = copy.copy(host)
+    names = {name for _, layer in _layers(host) for name in layer.host_names.values()}
+    own = {name: tensor for name, tensor in host._parameters.items() if name not in names}
+    stand_in.__dict__["_parameters"] = own
     for weight, layer in _layers(host):
-        dense = layer.dense_weight()
-        host.__dict__[weight] = dense.mT if layer.stock == "transposed_experts" else dense
-        bias = layer.dense_bias()
+        # Called, not asked, so that hooks may bring its tensors from where they are offloaded.
+        dense, bias = layer()
+        stand_in.__dict__[weight] = dense.mT if layer.stock == "transposed_experts" else dense
         if bias is not None:
-            host.__dict__[layer.host_names["bias"]] = bias
-
-
-def _step_back(host: nn.Module, args: Any, output: Any) -> None:
-    for _, layer in _layers(host):
-        for name in layer.host_names.values():
-            host.__dict__.pop(name, None)
+            stand_in.__dict__[layer.host_names["bias"]] = bias
+    return stock(stand_in, *args, **kwargs)

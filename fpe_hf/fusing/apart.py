@@ -1,0 +1,221 @@
+"""Larger modules in which up projection, activation and down projection lie side by side.
+
+While such a module runs, its up projection computes the whole block, and the activation and the
+down projection hand the result on. Only its first run can tell whether that is allowed: it is
+watched, and if anything but the activation and the down projection reads the hidden activations, or
+anything changes them on their way, the module goes on as its own program says. Dropout can make the
+difference, so training and evaluation are told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..kernels.ordinary import is_ordinary
+from .recognize import is_activation
+from ..layers.subclass import Forward, give, is_given
+from .whole import Parts, compute, is_allowed, is_watched, submodule
+
+
+@dataclass
+class Apart:
+    """What `forward` goes by.
+
+    Attributes:
+        parts: The parts of the block.
+        candidates: Names of the activations that may lie between.
+        activation: Training or not -> the name of the activation between, as the first run
+            showed; `None` if the block must not be one operation.
+    """
+
+    parts: Parts
+    candidates: tuple[str, ...]
+    activation: dict[bool, str | None] = field(default_factory=dict)
+
+    def is_watched(self, module: nn.Module, activation: str | None = None) -> bool:
+        """Whether anybody would notice that the parts, or what is between, are not called."""
+        names = {*self.parts.ups, self.parts.down, *([activation] if activation else [])}
+        inner = {name[:at] for name in names for at, sign in enumerate(name) if sign == "."}
+        return is_watched(submodule(module, name) for name in names | inner)
+
+
+@dataclass
+class _Run:
+    """A run of a module.
+
+    Attributes:
+        module: The module.
+        own: What it goes by.
+        result: What its up projection computed, until its down projection has handed it on.
+        watcher: What watches the run, if it is a first one.
+    """
+
+    module: nn.Module
+    own: Apart
+    result: Tensor | None = None
+    watcher: _Watcher | None = None
+
+
+_current: ContextVar[_Run | None] = ContextVar("fpe_hf_run", default=None)
+
+
+@contextmanager
+def _running(run: _Run) -> Iterator[None]:
+    token = _current.set(run)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def install(module: nn.Module, parts: Parts) -> None:
+    """Has a module compute a block as one operation, once its first run shows that it may.
+
+    Args:
+        module: It holds the block.
+        parts: The block's parts, with one up projection.
+    """
+    candidates = tuple(name for name, own in module.named_modules() if is_activation(own))
+    module.__dict__["_fpe_apart"] = Apart(parts, candidates)
+    roles: list[tuple[str, Forward]] = [("", _forward), (parts.ups[0], _up), (parts.down, _down)]
+    for name, forward in (*roles, *((name, _activation) for name in candidates)):
+        part = module.get_submodule(name)
+        if not is_given(part):
+            give(part, forward)
+
+
+def _forward(module: Any, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    own: Apart | None = module.__dict__.get("_fpe_apart")
+    if own is None or not is_ordinary() or not is_allowed():
+        return stock(module, *args, **kwargs)
+    run = _Run(module, own)
+    if module.training not in own.activation:
+        if own.is_watched(module):
+            return stock(module, *args, **kwargs)
+        run.watcher = _Watcher()
+        with _running(run), run.watcher:
+            result = stock(module, *args, **kwargs)
+        own.activation[module.training] = run.watcher.verdict(result)
+        return result
+    if own.activation[module.training] is None:
+        return stock(module, *args, **kwargs)
+    with _running(run):
+        result = stock(module, *args, **kwargs)
+    if run.result is not None:
+        raise RuntimeError(
+            f"{type(module).__name__} took another way than in its first run: {own.parts.down!r} "
+            "did not read what the activation made. Run it within fpe_hf.fusing.unfused()."
+        )
+    return result
+
+
+def _up(layer: Any, stock: Callable[..., Any], x: Tensor) -> Any:
+    run = _current.get()
+    if run is None or submodule(run.module, run.own.parts.ups[0]) is not layer:
+        return stock(layer, x)
+    if run.watcher is not None:
+        return run.watcher.up(stock(layer, x))
+    layers = run.own.parts.layers(run.module)
+    name = run.own.activation[run.module.training]
+    activation = None if name is None else submodule(run.module, name)
+    if layers is None or activation is None or not is_activation(activation):
+        return stock(layer, x)
+    if not run.own.is_watched(run.module, name):
+        run.result = compute(*layers, activation, x)
+    return stock(layer, x) if run.result is None else run.result
+
+
+def _activation(module: Any, stock: Callable[..., Any], x: Tensor) -> Any:
+    run = _current.get()
+    if run is None or (run.watcher is None and x is not run.result):
+        return stock(module, x)
+    if run.watcher is None:
+        return x
+    names = (name for name in run.own.candidates if submodule(run.module, name) is module)
+    with run.watcher.allowed():
+        return run.watcher.activation(next(names, None), x, stock(module, x))
+
+
+def _down(layer: Any, stock: Callable[..., Any], x: Tensor) -> Any:
+    run = _current.get()
+    if run is None or submodule(run.module, run.own.parts.down) is not layer:
+        return stock(layer, x)
+    if run.watcher is not None:
+        run.watcher.down(x)
+        with run.watcher.allowed():
+            return stock(layer, x)
+    if x is not run.result:
+        return stock(layer, x)
+    run.result = None
+    return x
+
+
+class _Watcher(TorchDispatchMode):
+    """Watches what becomes of hidden activations.
+
+    Attributes:
+        name: The activation that they go through.
+        hidden: All of them, before and after the activation.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name: str | None = None
+        self.hidden: list[Tensor] = []
+        self._expected: Tensor | None = None
+        self._fine, self._calls, self._inside = True, 0, False
+
+    @contextmanager
+    def allowed(self) -> Iterator[None]:
+        """Within it, hidden activations may be read."""
+        self._inside = True
+        try:
+            yield
+        finally:
+            self._inside = False
+
+    def up(self, made: Tensor) -> Tensor:
+        """Notes what an up projection made."""
+        self._fine &= self._expected is None
+        self.hidden.append(made)
+        return made
+
+    def activation(self, name: str | None, x: Tensor, made: Tensor) -> Tensor:
+        """Notes what an activation made."""
+        if self.hidden and x is self.hidden[-1]:
+            self._fine &= name is not None and self.name in (None, name)
+            self.name, self._expected = name, made
+            self.hidden.append(made)
+        return made
+
+    def down(self, x: Tensor) -> None:
+        """Notes what a down projection reads."""
+        self._fine &= x is self._expected
+        self._expected = None
+        self._calls += 1
+
+    def verdict(self, result: Any) -> str | None:
+        """The activation through which all hidden activations went, if nothing else read them."""
+        handed_on = any(self._is_hidden(leaf) for leaf in tree_leaves(result))
+        return self.name if self._fine and self._calls and not handed_on else None
+
+    def _is_hidden(self, leaf: Any) -> bool:
+        return isinstance(leaf, Tensor) and any(
+            leaf.untyped_storage().data_ptr() == own.untyped_storage().data_ptr()
+            for own in self.hidden
+        )
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if not self._inside and any(map(self._is_hidden, tree_leaves((args, kwargs)))):
+            self._fine = False
+        return func(*args, **(kwargs or {}))
