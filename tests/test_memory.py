@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import fpe_hf
+from fpe_hf.kernels import dispatch
 from fpe_hf.layers import BlockUp
 from tiny_models import tiny_model
 
@@ -19,9 +20,7 @@ def test_recompute_hidden_sets_every_up_projection() -> None:
 
 
 def test_recompute_hidden_changes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fpe_hf.layers import block
-
-    monkeypatch.setattr(block, "FEWEST_PRODUCTS", 0)
+    monkeypatch.setattr(dispatch, "FEWEST_PRODUCTS", 0)
     model = fpe_hf.widen(tiny_model("llama"), layout="block").train()
     tokens = torch.randint(model.config.vocab_size, (2, 12))
     grads = []

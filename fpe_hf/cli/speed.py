@@ -56,25 +56,17 @@ def print_speed(specs: Iterable[BlockSpec]) -> None:
     ]
     typer.echo("Time of a forward pass, as a multiple of the dense parent's:\n")
     print_table(header, rows, left=2)
-    for remark in map(_remark, sorted({cost.layout for _, cost in found})):
-        if remark is not None:
-            typer.echo(remark)
+    if any(cost.layout == "element" for _, cost in found):
+        typer.echo(_about_element())
     typer.echo()
 
 
-def _remark(layout: str) -> str | None:
-    """What else there is to know of a layout on a CPU."""
+def _about_element() -> str:
+    """How the `element` layout computes on a CPU."""
     from ..kernels.native import unavailable
     from ..kernels.packed import MOST_TOKENS
 
-    reason = unavailable("packed" if layout == "element" else "mlp")
-    filled = "the element layout fills in its matrix for every pass"
-    if layout == "element" and reason is None:
+    reason, filled = unavailable("packed"), "the element layout fills in its matrix for every pass"
+    if reason is None:
         return f"On a CPU, above {MOST_TOKENS} tokens and in training, {filled}."
-    if layout == "element":
-        return f"On a CPU {filled}; its kernel is not available: {reason}"
-    if reason is not None:
-        return (
-            f"On a CPU the block layout is slower than that; its kernel is not available: {reason}"
-        )
-    return None
+    return f"On a CPU {filled}; its kernel is not available: {reason}"

@@ -9,18 +9,20 @@ difference, so training and evaluation are told apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from ..kernels.ordinary import is_ordinary
-from .recognize import is_activation
+from .activations import is_activation
+from .recognize import Program, Step, Value
 from ..layers.subclass import Forward, give, is_given
 from .whole import Parts, compute, is_allowed, is_watched, submodule
 
@@ -62,6 +64,11 @@ class _Run:
     own: Apart
     result: Tensor | None = None
     watcher: _Watcher | None = None
+
+    def name_of(self, activation: nn.Module) -> str | None:
+        """The name of a module that may be the activation."""
+        names = (n for n in self.own.candidates if submodule(self.module, n) is activation)
+        return next(names, None)
 
 
 _current: ContextVar[_Run | None] = ContextVar("fpe_hf_run", default=None)
@@ -118,44 +125,61 @@ def _forward(module: Any, stock: Callable[..., Any], *args: Any, **kwargs: Any) 
 
 
 def _up(layer: Any, stock: Callable[..., Any], x: Tensor) -> Any:
-    run = _current.get()
-    if run is None or submodule(run.module, run.own.parts.ups[0]) is not layer:
+    run = _run_of(layer, lambda own: own.parts.ups)
+    if run is None:
         return stock(layer, x)
     if run.watcher is not None:
-        return run.watcher.up(stock(layer, x))
-    layers = run.own.parts.layers(run.module)
-    name = run.own.activation[run.module.training]
-    activation = None if name is None else submodule(run.module, name)
-    if layers is None or activation is None or not is_activation(activation):
-        return stock(layer, x)
-    if not run.own.is_watched(run.module, name):
-        run.result = compute(*layers, activation, x)
+        return run.watcher.up(x, stock(layer, x))
+    run.result = _compute(run, run.own.activation[run.module.training], x)
     return stock(layer, x) if run.result is None else run.result
 
 
 def _activation(module: Any, stock: Callable[..., Any], x: Tensor) -> Any:
-    run = _current.get()
-    if run is None or (run.watcher is None and x is not run.result):
+    run = _run_of(module, lambda own: own.candidates)
+    if run is None:
         return stock(module, x)
-    if run.watcher is None:
-        return x
-    names = (name for name in run.own.candidates if submodule(run.module, name) is module)
-    with run.watcher.allowed():
-        return run.watcher.activation(next(names, None), x, stock(module, x))
+    if run.watcher is not None:
+        with run.watcher.allowed():
+            return run.watcher.activation(run.name_of(module), x, stock(module, x))
+    return x if x is run.result else stock(module, x)
 
 
 def _down(layer: Any, stock: Callable[..., Any], x: Tensor) -> Any:
-    run = _current.get()
-    if run is None or submodule(run.module, run.own.parts.down) is not layer:
+    run = _run_of(layer, lambda own: (own.parts.down,))
+    if run is None:
         return stock(layer, x)
     if run.watcher is not None:
-        run.watcher.down(x)
+        read = run.watcher.down(x)
         with run.watcher.allowed():
-            return stock(layer, x)
+            # The same numbers as later runs will make.
+            with _disable_current_modes():
+                result = None if read is None else _compute(run, run.watcher.name, read)
+            return stock(layer, x) if result is None else result
     if x is not run.result:
         return stock(layer, x)
     run.result = None
     return x
+
+
+def _run_of(part: nn.Module, names: Callable[[Apart], Iterable[str]]) -> _Run | None:
+    """The run in which a module plays one of the parts of these names."""
+    if torch.compiler.is_compiling():
+        return None
+    run = _current.get()
+    played = run is not None and any(submodule(run.module, n) is part for n in names(run.own))
+    return run if played else None
+
+
+def _compute(run: _Run, activation: str | None, x: Tensor) -> Tensor | None:
+    """The block's outputs by one operation, or `None` if it must not be one here."""
+    layers = run.own.parts.layers(run.module)
+    own = None if activation is None else submodule(run.module, activation)
+    if layers is None or activation is None or own is None or not is_activation(own):
+        return None
+    if run.own.is_watched(run.module, activation):
+        return None
+    program = Program((Step(activation, (Value(0),), {}),))
+    return compute(*layers, program.between(run.module), x)
 
 
 class _Watcher(TorchDispatchMode):
@@ -170,6 +194,7 @@ class _Watcher(TorchDispatchMode):
         super().__init__()
         self.name: str | None = None
         self.hidden: list[Tensor] = []
+        self._read: Tensor | None = None
         self._expected: Tensor | None = None
         self._fine, self._calls, self._inside = True, 0, False
 
@@ -182,9 +207,10 @@ class _Watcher(TorchDispatchMode):
         finally:
             self._inside = False
 
-    def up(self, made: Tensor) -> Tensor:
-        """Notes what an up projection made."""
-        self._fine &= self._expected is None
+    def up(self, x: Tensor, made: Tensor) -> Tensor:
+        """Notes what the up projection read and made."""
+        self._fine &= self._read is None
+        self._read, self._expected = x, None
         self.hidden.append(made)
         return made
 
@@ -196,11 +222,13 @@ class _Watcher(TorchDispatchMode):
             self.hidden.append(made)
         return made
 
-    def down(self, x: Tensor) -> None:
-        """Notes what a down projection reads."""
-        self._fine &= x is self._expected
-        self._expected = None
+    def down(self, x: Tensor) -> Tensor | None:
+        """What the up projection read, if the down projection reads what came of it."""
+        read = self._read if x is self._expected else None
+        self._fine &= read is not None
+        self._read = self._expected = None
         self._calls += 1
+        return read
 
     def verdict(self, result: Any) -> str | None:
         """The activation through which all hidden activations went, if nothing else read them."""

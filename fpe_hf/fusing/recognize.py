@@ -17,13 +17,7 @@ from torch.nn import functional
 
 from ..layers import FPELayer
 from ..planning import BlockSpec
-from ..layers.subclass import own_class
-
-_ACTIVATIONS = (
-    nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity, nn.LeakyReLU,
-    nn.LogSigmoid, nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus,
-    nn.Softsign, nn.Tanh,
-)  # fmt: skip
+from .activations import form_of, is_activation
 
 _FUNCTIONS = frozenset(
     [
@@ -41,17 +35,12 @@ _FUNCTIONS = frozenset(
 _METHODS = frozenset("add clamp contiguous mul neg pow relu sigmoid square sub tanh".split())
 
 
-def is_activation(module: nn.Module) -> bool:
-    """Whether a module is a known elementwise function without parameters of its own."""
-    if getattr(module, "inplace", False) or next(module.parameters(), None) is not None:
-        return False
-    kind = own_class(module)
-    return kind in _ACTIVATIONS or kind.__module__ == "transformers.activations"
-
-
 def is_idle(module: nn.Module) -> bool:
     """Whether a module hands on what it gets: dropout that drops nothing."""
     return isinstance(module, nn.Dropout) and (module.p == 0.0 or not module.training)
+
+
+Between = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -75,6 +64,11 @@ class Step:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
+    @property
+    def values(self) -> list[Value]:
+        """The values that it reads."""
+        return [own for own in self.args if isinstance(own, Value)]
+
 
 @dataclass(frozen=True)
 class Program:
@@ -95,18 +89,30 @@ class Program:
         """Names of the activation modules."""
         return tuple(step.do for step in self.steps if isinstance(step.do, str))
 
-    def between(self, module: nn.Module) -> Callable[..., Tensor]:
-        """The function between the projections of `module`."""
-        steps = [
-            (module.get_submodule(s.do) if isinstance(s.do, str) else s.do, s.args, s.kwargs)
-            for s in self.steps
-        ]
+    def between(self, module: nn.Module) -> Between:
+        """The function between the projections of `module`.
 
-        def run(*sources: Tensor) -> Tensor:
+        It may be told to overwrite its arguments.
+        """
+        last = {value: at for at, step in enumerate(self.steps) for value in step.values}
+        steps = []
+        for at, step in enumerate(self.steps):
+            do = module.get_submodule(step.do) if isinstance(step.do, str) else step.do
+            new, in_place = do, do
+            form = None if step.kwargs or len(step.args) > 1 else form_of(do)
+            if form is not None:
+                new, in_place = form.new, form.in_place
+            elif do in (operator.mul, torch.mul) and len(step.values) == 2:
+                in_place = Tensor.mul_
+            if not step.values or last[step.values[0]] > at:  # it is read again
+                in_place = new
+            steps.append((new, in_place, step.args, step.kwargs))
+
+        def run(*sources: Tensor, overwrite: bool = False) -> Tensor:
             values = list(sources)
-            for do, args, kwargs in steps:
+            for new, in_place, args, kwargs in steps:
                 own = [values[a.number] if isinstance(a, Value) else a for a in args]
-                values.append(do(*own, **kwargs))
+                values.append((in_place if overwrite else new)(*own, **kwargs))
             return values[-1]
 
         return run

@@ -17,7 +17,8 @@ from ..kernels import dispatch
 from ..kernels.fused import MLP, fused
 from ..layers import BlockDown, BlockUp
 from ..linear import CHANNEL_AXES
-from .recognize import Program, is_activation, is_idle
+from .activations import is_activation
+from .recognize import Program, is_idle
 
 _allowed: ContextVar[bool] = ContextVar("fpe_hf_fusing_allowed", default=True)
 

@@ -39,7 +39,8 @@ class MLP:
 
     Attributes:
         spec: The block.
-        between: Makes hidden activations of the sources, gate first. It must be elementwise.
+        between: Makes hidden activations of the sources, gate first. It must be elementwise. With
+            `overwrite=True` it may write to the sources.
         recompute: Whether the backward pass computes partial sums again rather than keep them.
     """
 
@@ -102,7 +103,7 @@ class _Fused(torch.autograd.Function):
                     sums = piece.sums(read, children)
                     if keep:
                         kept += [own for child in sums for own in child]
-                    hidden = [mlp.between(*pre) for pre in piece.pre(sums)]
+                    hidden = [mlp.between(*pre, overwrite=not keep) for pre in piece.pre(sums)]
                     piece.write_(target, hidden, children)
                 piece.add_outputs_(result[rows], target)
         ctx.mlp, ctx.keep = mlp, keep

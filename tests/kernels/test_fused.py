@@ -26,7 +26,11 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "PIECE", 10)
 
 
-def gated(*sources: Tensor) -> Tensor:
+def gated(*sources: Tensor, overwrite: bool = False) -> Tensor:
+    if overwrite:
+        gate, *others = sources
+        gate.copy_(gated(*sources))
+        return gate
     if len(sources) == 1:
         return functional.gelu(sources[0])
     return functional.silu(sources[0]) * sources[1]
