@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers.quantizers.base import HfQuantizer
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_INTEGERS = {torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64"}
+_INTEGERS = {torch.uint8: ("U8",), torch.int32: ("I32", "I16"), torch.int64: ("I64",)}
 
 
 def verify_files(model: PreTrainedModel, files: Sequence[str], quantizer: HfQuantizer) -> None:
@@ -154,7 +154,7 @@ def _check_headers(name: str, layer: FPELayer, files: dict[str, tuple[Any, str]]
             raise CheckpointError(
                 f"tensor {full!r} has shape {found}; the plan says {tuple(empty.shape)}."
             )
-        accepted = _FLOATS if empty.is_floating_point() else (_INTEGERS[empty.dtype],)
+        accepted = _FLOATS if empty.is_floating_point() else _INTEGERS[empty.dtype]
         if view.get_dtype() not in accepted:
             raise CheckpointError(
                 f"tensor {full!r} has dtype {view.get_dtype()}; accepted: {', '.join(accepted)}."

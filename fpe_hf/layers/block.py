@@ -100,8 +100,8 @@ class BlockUp(UpLayer):
     Attributes:
         recompute: Whether, in training, the pre-activations are made anew for the backward pass, if
             the whole MLP runs as one operation.
-        inputs: Inputs of each tile, child after child `[tiles, sum(child_inputs)]`, in the
-            smallest integer dtype.
+        inputs: Inputs of each tile, child after child `[tiles, sum(child_inputs)]`, in the dtype
+            of `smallest_int`.
     """
 
     recompute: bool = False
@@ -214,6 +214,9 @@ class BlockUp(UpLayer):
     def check(self, name: str) -> None:
         check_index(f"{name}.inputs", self.inputs, self.spec.in_features)
 
+    def reset_derived(self) -> None:
+        self.inputs = self.inputs.to(smallest_int(self.spec.in_features))  # old files: int16
+
     def _columns(self, tile: int) -> tuple[Tensor, ...]:
         columns: tuple[Tensor, ...] = self.inputs[tile].long().split(self.spec.child_inputs)
         return columns
@@ -317,6 +320,10 @@ class BlockDown(DownLayer):
     def check(self, name: str) -> None:
         if self.outputs is not None:
             check_index(f"{name}.outputs", self.outputs, self.spec.out_features)
+
+    def reset_derived(self) -> None:
+        if self.outputs is not None:
+            self.outputs = self.outputs.to(smallest_int(self.spec.out_features))
 
     def _rows(self, tile: int) -> tuple[Tensor, ...]:
         """Outputs written by each of a tile's matrices."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -84,6 +85,33 @@ def test_every_way_to_widen_is_bit_identical(tmp_path: Path) -> None:
             model = fpe_hf.widen(in_bfloat16(tiny_model(family)), layout=layout)
             save_case(tmp_path / f"{family} {layout} bfloat16", model, inputs_for(model))
     check_fresh(FPE_HF_FIRST, tmp_path)
+
+
+def test_files_with_int16_indices_load(tmp_path: Path) -> None:
+    """Older versions wrote them up to 32,768 inputs."""
+    config = BertConfig(
+        vocab_size=96,
+        hidden_size=260,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+    )
+    model = fpe_hf.widen(BertModel(config), layout="block", fan_out="partition")
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    state = {
+        name: tensor.short() if tensor.dtype == torch.int32 else tensor
+        for name, tensor in load_file(file).items()
+    }
+    assert torch.int16 in {tensor.dtype for tensor in state.values()}
+    save_file(state, file, metadata={"format": "pt"})
+    validate_checkpoint(tmp_path)
+    loaded = BertModel.from_pretrained(tmp_path)
+    assigned = copy.deepcopy(model)
+    assigned.load_state_dict(state, assign=True)
+    for other in (loaded, assigned):
+        assert torch.int16 not in {buffer.dtype for buffer in other.buffers()}
+        assert all(map(torch.equal, other.state_dict().values(), model.state_dict().values()))
 
 
 def test_without_fpe_hf_transformers_fails_loudly(tmp_path: Path) -> None:
