@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -161,7 +162,7 @@ def record_plan(model: Any, config: FPEConfig, specs: list[BlockSpec]) -> None:
     if has_config(model):
         from .checkpoint.quantizer import FPEQuantizationConfig, keep_names
 
-        model.config.quantization_config = FPEQuantizationConfig.from_specs(config, specs)
+        _own_config(model).quantization_config = FPEQuantizationConfig.from_specs(config, specs)
         keep_names(model)
         return
     inner = next((name for name, module in model.named_modules() if has_config(module)), None)
@@ -172,6 +173,15 @@ def record_plan(model: Any, config: FPEConfig, specs: list[BlockSpec]) -> None:
             type(model).__name__,
             inner,
         )
+
+
+def _own_config(model: Any) -> Any:
+    """The model's config, which other models may have been built from, as a copy of its own."""
+    shared, own = model.config, copy.copy(model.config)
+    for module in model.modules():
+        attributes = vars(module)
+        attributes.update({name: own for name, value in attributes.items() if value is shared})
+    return own
 
 
 def warn_unless_exact(specs: Iterable[BlockSpec]) -> None:

@@ -337,6 +337,23 @@ def test_overrides_mix_alphas_and_layouts() -> None:
     assert gap(outputs_of(model), expected) <= 1e-5
 
 
+@pytest.mark.parametrize("family", ["bert", "llama", "clip"])
+def test_a_config_that_other_models_share_is_not_marked(family: str, tmp_path: Path) -> None:
+    dense = tiny_model(family)
+    other = type(dense)(dense.config)
+    before = dense.config.to_dict()
+    fpe_hf.widen(other)
+    assert dense.config.to_dict() == before
+    dense.save_pretrained(tmp_path)
+    loaded = type(dense).from_pretrained(tmp_path)
+    assert all(map(torch.equal, loaded.state_dict().values(), dense.state_dict().values()))
+    fpe_hf.widen(dense)
+    configs = [
+        own for m in other.modules() for own in vars(m).values() if type(own) is type(other.config)
+    ]
+    assert all(own is other.config for own in configs)
+
+
 def test_config_and_overrides_of_single_fields() -> None:
     config = fpe_hf.FPEConfig(alpha=4, layout="block")
     model = fpe_hf.widen(tiny_model("bert"), config, alpha=3)
