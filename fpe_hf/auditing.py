@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .errors import BudgetError, ConfigError
+from .errors import BudgetError, ConfigError, OverwrittenError
 from .layers import DownLayer, FPELayer, UpLayer
 from .modules import fpe_layers
 
@@ -176,6 +176,7 @@ def _audit_block(layers: Mapping[str, FPELayer], breaches: list[str]) -> BlockAu
     if len(ups) != len(spec.ups) or len(downs) != 1:
         breaches.append(f"Block {spec.name!r} is incomplete: it has only {', '.join(layers)}.")
     numbers: dict[str, int] = defaultdict(int)
+    overwritten: list[str] = []
     memory = disk = 0
     for name, layer in layers.items():
         own = {**dict(layer.named_parameters()), **layer.numbers()}
@@ -183,9 +184,14 @@ def _audit_block(layers: Mapping[str, FPELayer], breaches: list[str]) -> BlockAu
             numbers[key] += parameter.numel()
             if key not in ("weight", "bias", "coupling"):
                 breaches.append(f"Layer {name!r} has a parameter {key!r} outside the budget.")
+        try:
+            layer.index_buffers()
+        except OverwrittenError as error:
+            overwritten.append(str(error))
         memory += _bytes((*own.values(), *layer.buffers()))
         disk += _bytes(layer.stored().values())
-    covers = [up.cover() for up in ups]
+    breaches += overwritten
+    covers = [] if overwritten else [up.cover() for up in ups]
     disjoint = all(apart for apart, _ in covers)
     coverage = sum(share for _, share in covers) / max(1, len(covers))
     block = BlockAudit(

@@ -57,6 +57,10 @@ class StaleError(FPEError, RuntimeError):
     """Hidden activations were read for the first time after their weights had been changed."""
 
 
+class OverwrittenError(FPEError, RuntimeError):
+    """Something else than loading has written to the indices of a widened layer."""
+
+
 class ExportError(FPEError, RuntimeError):
     """A widened model has no stock equivalent of its own class."""
 

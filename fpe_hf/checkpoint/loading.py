@@ -164,7 +164,7 @@ def finish_loading(model: PreTrainedModel) -> None:
         CheckpointError: An index is out of range, or a mask does not fit its weights.
     """
     for name, layer in fpe_layers(model):
-        layer.reset_derived()
+        layer.settle()
         if not any(tensor.is_meta for tensor in layer.stored().values()):
             layer.check(name)
             layer.checksum = torch.full_like(layer.checksum, UNVERIFIED)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..layers import FPELayer, empty_layers
-from ..layers.checksum import UNVERIFIED
+from ..layers.checksum import UNVERIFIED, was_averaged
 from ..modules import fpe_layers
 from .limits import check_backing
 from .loading import is_saved_class
@@ -172,6 +172,11 @@ def _check_numbers(name: str, layer: FPELayer, files: dict[str, tuple[Any, str]]
     scratch.bind(tensors)
     scratch.reset_derived()
     scratch.check(name)
+    if was_averaged(expected, layer.mark):
+        raise CheckpointError(
+            f"the checksum of {name!r} is an average, so nothing vouches for its indices. Have a "
+            "model of this plan load_state_dict the averages, and save_pretrained it."
+        )
     if int(expected[0]) != UNVERIFIED and not torch.equal(scratch.compute_checksum(), expected):
         raise CheckpointError(
             f"the tensors of {name!r} do not match their checksum: the file is damaged, or tensors "

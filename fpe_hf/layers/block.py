@@ -212,7 +212,8 @@ class BlockUp(UpLayer):
         return disjoint, covered / (self.spec.all_parents * self.spec.in_features)
 
     def check(self, name: str) -> None:
-        check_index(f"{name}.inputs", self.inputs, self.spec.in_features)
+        inputs: Any = self._buffers["inputs"]
+        check_index(f"{name}.inputs", inputs, self.spec.in_features)
 
     def reset_derived(self) -> None:
         self.inputs = self.inputs.to(smallest_int(self.spec.in_features))  # old files: int16
@@ -318,8 +319,9 @@ class BlockDown(DownLayer):
         return mask
 
     def check(self, name: str) -> None:
-        if self.outputs is not None:
-            check_index(f"{name}.outputs", self.outputs, self.spec.out_features)
+        outputs = self._buffers["outputs"]
+        if outputs is not None:
+            check_index(f"{name}.outputs", outputs, self.spec.out_features)
 
     def reset_derived(self) -> None:
         if self.outputs is not None:

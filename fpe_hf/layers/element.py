@@ -247,9 +247,11 @@ class ElementUp(RowStarts, UpLayer):
 
     def check(self, name: str) -> None:
         count = self.codes_shape[0] * self.codes_shape[1]
-        check_packed(f"{name}.owner", self.owner, self.bits, count, self.spec.alpha)
-        if self.keep is not None:
-            check_keep(f"{name}.keep", self.keep, self.entries, self.weight.numel())
+        owner: Any = self._buffers["owner"]
+        keep = self._buffers["keep"]
+        check_packed(f"{name}.owner", owner, self.bits, count, self.spec.alpha)
+        if keep is not None:
+            check_keep(f"{name}.keep", keep, self.entries, self.weight.numel())
 
     def reset_derived(self) -> None:
         self._starts = None
@@ -370,7 +372,8 @@ class ElementDown(RowStarts, DownLayer):
         return mask.expand(shape).transpose(0, 1)
 
     def check(self, name: str) -> None:
-        if self.keep is not None:
+        keep = self._buffers["keep"]
+        if keep is not None:
             copies = self.spec.alpha if self.owner is None else 1
             kept, remainder = divmod(self.weight.numel(), copies)
             if remainder:
@@ -378,7 +381,7 @@ class ElementDown(RowStarts, DownLayer):
                     f"tensor {name + '.weight'!r} has {self.weight.numel()} values, not a multiple "
                     f"of alpha={copies}."
                 )
-            check_keep(f"{name}.keep", self.keep, self.entries, kept)
+            check_keep(f"{name}.keep", keep, self.entries, kept)
 
     def reset_derived(self) -> None:
         self._starts = None

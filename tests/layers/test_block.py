@@ -90,6 +90,7 @@ def test_views_that_are_kept_follow_every_change(fan_out: str) -> None:
         layer.weight.mul_(2)  # an optimizer's step
         check()
         index.copy_(index.flip(0))  # load_state_dict
+        layer.seal()
         check()
         layer.weight.data = torch.randn_like(layer.weight)
         check()

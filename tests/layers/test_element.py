@@ -85,7 +85,7 @@ def test_a_drawn_division_is_restored() -> None:
         assert layer.owner is not None
         drawn = layer.owner.clone()
         layer.owner.zero_()
-        layer.reset_derived()
+        layer.settle()
         assert torch.equal(layer.owner, drawn)
 
 
@@ -146,6 +146,7 @@ def test_row_starts_follow_a_mask_that_is_loaded() -> None:
     assert layer.keep is not None
     assert other.keep is not None
     layer.keep.copy_(other.keep)
+    layer.seal()
     layer.load_state_dict(layer.state_dict())
     found = layer.row_starts(shape)
     assert found is not None
