@@ -158,10 +158,12 @@ class FPELayer(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         host, names = self.__dict__.get("_host", (None, {}))
-        value: Any = (
-            super().__getattr__(name) if name not in names else host._parameters[names[name]]
-        )
-        if name in INDEX_BUFFERS and value is not None and is_ordinary(value):
+        if name in names:
+            return host._parameters[names[name]]
+        value: Any = super().__getattr__(name)
+        if name in INDEX_BUFFERS and value is not None and not torch.compiler.is_compiling():
+            if self._stamps.know(name, value) or not is_ordinary(value):
+                return value
             return self._as_sealed(name, value)
         return value
 
@@ -184,7 +186,7 @@ class FPELayer(nn.Module):
             OverwrittenError: It has been overwritten, and there is no copy.
         """
         own = self._seal.tensors.get(name)
-        if own is None or value.is_meta or self._stamps.know(name, value):
+        if own is None or value.is_meta:
             return value
         if not self._seal.fits(name, value):
             if value is own and not (distributed.is_available() and distributed.is_initialized()):
