@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from .belongings import hand_over
 from .discovery import MLPBlock
 from .errors import PlanError
 from .layers import EXPERTS_STOCKS, FPELayer, move_in
-from .linear import bias_of, features, is_linear, stock_of, twin_of, weight_of
+from .linear import bias_of, features, is_linear, make_linear, stock_of, twin_of, weight_of
 from .planning import BlockSpec, ParentWeights
 
 
@@ -133,11 +134,14 @@ def projections(spec: BlockSpec) -> tuple[str, ...]:
 def replace_module(model: nn.Module, old: nn.Module, new: FPELayer) -> None:
     """Puts `new` wherever `old`, or a twin tied to it, is registered.
 
-    It takes over `old`'s mode and frozenness.
+    It takes over what others put on `old`: see `hand_over`.
     """
-    new.train(old.training)
-    if not any(parameter.requires_grad for parameter in old.parameters()):
-        new.requires_grad_(False)
+    hand_over(old, new, make_linear(torch.empty(1, 1, device="meta"), None, new.stock))
+    hook = getattr(old, "_hf_hook", None)
+    if hook is not None:
+        from accelerate.hooks import add_hook_to_module
+
+        add_hook_to_module(new, hook)
     places = [
         (parent, name)
         for parent in model.modules()

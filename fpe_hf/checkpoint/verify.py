@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..layers import FPELayer, empty_layers
+from ..layers import FPELayer, empty_twin
 from ..layers.checksum import UNVERIFIED, was_averaged
 from ..modules import fpe_layers
 from .limits import check_backing
@@ -167,7 +167,7 @@ def _check_numbers(name: str, layer: FPELayer, files: dict[str, tuple[Any, str]]
     for tensor in layer.stored():
         file, key = files[layer.key(name, tensor)]
         tensors[tensor] = file.get_tensor(key)
-    scratch = _scratch(layer)
+    scratch = empty_twin(layer)
     expected = tensors.pop("checksum")
     scratch.bind(tensors)
     scratch.reset_derived()
@@ -182,11 +182,3 @@ def _check_numbers(name: str, layer: FPELayer, files: dict[str, tuple[Any, str]]
             f"the tensors of {name!r} do not match their checksum: the file is damaged, or tensors "
             "were exchanged. Download or save it again."
         )
-
-
-def _scratch(layer: FPELayer) -> FPELayer:
-    """An empty layer of the same kind."""
-    spec = layer.spec
-    stocks = dict.fromkeys((*spec.ups, spec.down), layer.stock)
-    layers = empty_layers(spec, stocks, torch.float32, "meta")
-    return layers[spec.down if layer.index is None else spec.ups[layer.index]]

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from ..belongings import mark_like
 from .base import FPELayer
 
 PREFIX = "fpe_"
@@ -32,10 +33,12 @@ def move_in(host: nn.Module, layer: FPELayer, weight: str, bias: str | None) -> 
     if next(_layers(host), None) is None:
         host.register_forward_pre_hook(_stand_in)
         host.register_forward_hook(_step_back, always_call=True)
-    old = host._parameters[weight]
-    layer.requires_grad_(old is None or old.requires_grad)
     layer.train(host.training)
     names = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    for name, parameter in layer.named_parameters():
+        old = host._parameters[names.get(name, weight)]
+        if old is not None:
+            mark_like(old, parameter)
     layer.move_in(host, names)
     host.add_module(PREFIX + weight, layer)
 
