@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -94,11 +94,15 @@ def insert_empty_layers(model: PreTrainedModel, specs: Sequence[BlockSpec]) -> N
     """
     modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    rename = _renaming(model)
     inserted = 0
     for spec in specs:
         known = parameters if spec.experts > 1 else modules
         prefix = model.base_model_prefix
-        names = {name: _resolve(name, known, prefix) for name in projections(spec)}
+        names = {
+            name: _resolve(name, known, prefix) or _resolve(rename(name), known, prefix)
+            for name in projections(spec)
+        }
         found = {name: own for name, own in names.items() if own is not None}
         if not found:
             continue
@@ -123,6 +127,24 @@ def insert_empty_layers(model: PreTrainedModel, specs: Sequence[BlockSpec]) -> N
             f"none of the {len(specs)} blocks of the FPE config is in {type(model).__name__}; "
             f"the first is {specs[0].name!r}. Load the class the model was saved from."
         )
+
+
+def _renaming(model: PreTrainedModel) -> Callable[[str], str]:
+    """Renames modules and parameters of a checkpoint as transformers renames its tensors.
+
+    So the text model of a vision-language checkpoint is found where it stands alone.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    conversions = get_model_conversion_mapping(model)
+    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+
+    def rename(name: str) -> str:
+        key, _ = rename_source_key(f"{name}.weight", renamings, [])
+        return key.removesuffix(".weight")
+
+    return rename
 
 
 def _keep_initialized(model: PreTrainedModel) -> None:

@@ -19,6 +19,8 @@ from transformers import (
     BertModel,
     CLIPVisionModel,
     LlamaForCausalLM,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
 )
 
 import fpe_hf
@@ -221,6 +223,31 @@ def test_a_tower_widened_alone_loads(tmp_path: Path) -> None:
     pixels = {"pixel_values": inputs_for(stock)["pixel_values"]}
     expected, found = outputs_of(tower, pixels), outputs_of(loaded, pixels)
     assert torch.equal(found["pooler_output"], expected["pooler_output"])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_text_model_of_a_vision_language_checkpoint_stands_alone(
+    layout: str, tmp_path: Path
+) -> None:
+    """transformers renames its tensors, `model.language_model.` to `model.`."""
+    text = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "depth": 1, "num_heads": 4}
+    vision |= {"out_hidden_size": 32, "patch_size": 4, "num_position_embeddings": 16}
+    layers = {"layer_types": ["full_attention"] * 2}
+    config = Qwen3_5Config(text_config={**text, **layers}, vision_config=vision)
+    model = fpe_hf.widen(Qwen3_5ForConditionalGeneration(config).eval(), layout=layout)
+    ids = torch.arange(3, 13)[None]
+    expected = model(input_ids=ids).logits
+    model.save_pretrained(tmp_path / "whole")
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    assert type(alone).__name__ == "Qwen3_5ForCausalLM"
+    alone.save_pretrained(tmp_path / "alone")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "alone")
+    validate_checkpoint(tmp_path / "alone")
+    for text_model in (alone, again):
+        assert len(fpe_hf.audit(text_model, strict=True).blocks) == 2
+        assert torch.equal(text_model(input_ids=ids).logits, expected)
 
 
 @pytest.mark.parametrize("tied", [True, False])
