@@ -141,9 +141,9 @@ def audit(model: nn.Module, *, strict: bool = False) -> AuditReport:
         ConfigError: The model has no widened block.
         BudgetError: `strict`, and an invariant does not hold.
     """
-    by_block: dict[str, dict[str, FPELayer]] = defaultdict(dict)
+    by_block: dict[int, dict[str, FPELayer]] = defaultdict(dict)
     for name, layer in fpe_layers(model):
-        by_block[layer.spec.name][name] = layer
+        by_block[id(layer.spec)][name] = layer
     if not by_block:
         raise ConfigError("The model has no widened block; fpe_hf.widen makes them.")
     report = join_reports(map(audit_block, by_block.values()))
@@ -195,7 +195,7 @@ def _audit_block(layers: Mapping[str, FPELayer], breaches: list[str]) -> BlockAu
     disjoint = all(apart for apart, _ in covers)
     coverage = sum(share for _, share in covers) / max(1, len(covers))
     block = BlockAudit(
-        name=spec.name,
+        name=spec.here(spec.name),
         parent_nonzeros=spec.parent_nonzeros,
         nonzeros=sum(numbers.values()),
         weights=numbers["weight"],

@@ -158,21 +158,18 @@ def replace_block(model: nn.Module, block: MLPBlock, plan: BlockPlan) -> None:
 
 
 def record_plan(model: Any, config: FPEConfig, specs: list[BlockSpec]) -> None:
-    """Writes the plan where `save_pretrained` will find it."""
+    """Writes the plan where `save_pretrained` will find it, whatever is saved.
+
+    That may also be a model of transformers that this one is a part of, or a part of it.
+    """
+    from .checkpoint.saving import wrap_saving
+
     if has_config(model):
         from .checkpoint.quantizer import FPEQuantizationConfig, keep_names
 
         _own_config(model).quantization_config = FPEQuantizationConfig.from_specs(config, specs)
         keep_names(model)
-        return
-    inner = next((name for name, module in model.named_modules() if has_config(module)), None)
-    if inner is not None:
-        logger.warning(
-            "The plan is nowhere saved: %s has no transformers config, but holds a model that has, "
-            "as %r. To save that one by itself, as sentence-transformers does, widen it alone.",
-            type(model).__name__,
-            inner,
-        )
+    wrap_saving()
 
 
 def _own_config(model: Any) -> Any:

@@ -410,24 +410,6 @@ def test_the_mlp_head_of_a_cnn_is_widened() -> None:
     torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_inside_another_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
-    """Such a wrapper saves it by itself: the plan would be lost."""
-
-    class Wrapper(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = tiny_model("bert")
-
-        def forward(self, input_ids: Tensor) -> Tensor:
-            output: Tensor = self.encoder(input_ids).last_hidden_state
-            return output
-
-    model = Wrapper()
-    fpe_hf.widen(model, example_inputs=(torch.arange(8).view(2, 4),))
-    assert "holds a model that has, as 'encoder'" in caplog.text
-    assert not hasattr(model.encoder.config, "quantization_config")
-
-
 # -- from a folder ---------------------------------------------------------------------------------
 
 

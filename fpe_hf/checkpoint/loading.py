@@ -100,8 +100,8 @@ def insert_empty_layers(model: PreTrainedModel, specs: Sequence[BlockSpec]) -> N
         known = parameters if spec.experts > 1 else modules
         prefix = model.base_model_prefix
         names = {
-            name: _resolve(name, known, prefix) or _resolve(rename(name), known, prefix)
-            for name in projections(spec)
+            name: _resolve(here, known, prefix) or _resolve(rename(here), known, prefix)
+            for name, here in zip(projections(spec), map(spec.here, projections(spec)), strict=True)
         }
         found = {name: own for name, own in names.items() if own is not None}
         if not found:
@@ -141,7 +141,7 @@ def _renaming(model: PreTrainedModel) -> Callable[[str], str]:
     renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
 
     def rename(name: str) -> str:
-        key, _ = rename_source_key(f"{name}.weight", renamings, [])
+        key: str = rename_source_key(f"{name}.weight", renamings, [])[0]
         return key.removesuffix(".weight")
 
     return rename

@@ -119,10 +119,11 @@ class Widths:
                 missing -= governed.keys()
         return config, reached, tried
 
-    def _blocks(self, names: Iterable[str]) -> set[str]:
-        """Names of the widened blocks that projections belong to."""
+    def _blocks(self, names: Iterable[str]) -> set[int]:
+        """The widened blocks that projections belong to: ids of their specs, as parts of a model
+        that were widened one by one may have names in common."""
         layers = (self.projections[name].module for name in names if name in self.projections)
-        return {layer.spec.name for layer in layers if isinstance(layer, FPELayer)}
+        return {id(layer.spec) for layer in layers if isinstance(layer, FPELayer)}
 
     def _merge(self, missing: set[str], tried: int) -> None:
         """Has the blocks of these projections keep the widths of their parents."""
@@ -131,7 +132,7 @@ class Widths:
             if not isinstance(projection.module, FPELayer):
                 continue
             layer = self._layer(name)
-            if layer.spec.name not in blocks:
+            if id(layer.spec) not in blocks:
                 continue
             if not layer.mergeable:
                 coupling = "learned" if layer.spec.learn_coupling else str(layer.spec.coupling)
@@ -148,7 +149,7 @@ class Widths:
             "are equal at coupling 1, are merged, and the blocks keep their parents' width.",
             type(self.parent_config).__name__,
             len(blocks),
-            sorted(blocks)[0],
+            self._layer(sorted(missing)[0]).spec.name,
         )
 
     def _layer(self, name: str) -> FPELayer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -269,7 +270,7 @@ class FPELayer(nn.Module):
     def mark(self) -> int:
         """A number that is the same only for the same projection of the same plan."""
         projection = self.spec.down if self.index is None else self.spec.ups[self.index]
-        plan = json.dumps(self.spec.to_dict(), sort_keys=True)
+        plan = json.dumps(replace(self.spec, place=()).to_dict(), sort_keys=True)
         return derive_seed(self.spec.seed, projection, plan)
 
     def _save_to_state_dict(
