@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,21 @@ def test_a_model_with_widened_parts(parts: list[str], layout: str, tmp_path: Pat
     for part in parts:
         fpe_hf.widen(model.get_submodule(part), layout=layout, seed=len(part))
     loaded = assert_loads(model, tmp_path / "whole", 2 * len(parts))
-    assert_loads(loaded.encoder, tmp_path / "part", 2) if "encoder" in parts else None
+    if "encoder" in parts:
+        assert_loads(loaded.encoder, tmp_path / "part", 2)
+
+
+def test_a_whole_made_of_a_saved_part(tmp_path: Path) -> None:
+    fpe_hf.widen(tiny_model("bert"), coupling=1.0, fan_out="partition").save_pretrained(
+        tmp_path / "1"
+    )
+    tiny_model("bert").save_pretrained(tmp_path / "2")
+    parts = str(tmp_path / "1"), str(tmp_path / "2")
+    model = EncoderDecoderModel.from_encoder_decoder_pretrained(*parts).eval()
+    loaded = assert_loads(model, tmp_path / "whole", 2)
+    dense = fpe_hf.to_dense(loaded, PAIR)
+    assert "quantization_config" not in json.dumps(dense.config.to_dict())
+    torch.testing.assert_close(dense(**PAIR)[0], model(**PAIR)[0], rtol=1e-4, atol=1e-4)
 
 
 def test_parts_widened_alike_stay_apart(tmp_path: Path) -> None:
