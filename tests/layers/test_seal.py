@@ -22,7 +22,8 @@ import fpe_hf
 from fpe_hf.errors import CheckpointError, OverwrittenError
 from fpe_hf.layers import FPELayer
 from planning.cases import make_case
-from tiny_models import tiny_inputs
+from tiny_models import tiny_inputs, tiny_model
+from tiny_moe import tiny_mixture
 
 WIDTH = 300  # so that indices are int32
 COMBINATIONS = list(product(["element", "block"], ["replicate", "partition"]))
@@ -74,6 +75,23 @@ def test_averaged_models_keep_their_indices(
     fresh = widened(layout, fan_out)
     fresh.load_state_dict(ema.module.state_dict())
     torch.testing.assert_close(fresh(x), model(x))
+
+
+@pytest.mark.parametrize("layout", ["element", "block"])
+@pytest.mark.parametrize("family", ["bert", "gpt2", "t5_gated", "phi3", "mixtral"])
+def test_averages_of_every_kind_of_block(family: str, layout: str) -> None:
+    model = tiny_mixture(family) if family == "mixtral" else tiny_model(family)
+    fpe_hf.widen(model, layout=layout)
+    ema = AveragedModel(model, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(0.9999))
+    for _ in range(3):
+        ema.update_parameters(model)
+    inputs = tiny_inputs(model)
+    torch.testing.assert_close(ema(**inputs)[0], model(**inputs)[0])
+    assert all(map(torch.equal, indices(ema), indices(model)))
+    mean = {n: (t + ema.module.state_dict()[n]) / 2 for n, t in model.state_dict().items()}
+    expected = model(**inputs)[0]
+    model.load_state_dict(mean)
+    torch.testing.assert_close(model(**inputs)[0], expected)
 
 
 @pytest.mark.parametrize("layout", ["element", "block"])
