@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from .errors import BudgetError, ConfigError, OverwrittenError
 from .layers import DownLayer, FPELayer, UpLayer
-from .modules import fpe_layers
+from .modules import blocks_of
+from .planning import BlockSpec
 
 
 @dataclass(frozen=True)
@@ -141,23 +142,22 @@ def audit(model: nn.Module, *, strict: bool = False) -> AuditReport:
         ConfigError: The model has no widened block.
         BudgetError: `strict`, and an invariant does not hold.
     """
-    by_block: dict[int, dict[str, FPELayer]] = defaultdict(dict)
-    for name, layer in fpe_layers(model):
-        by_block[id(layer.spec)][name] = layer
-    if not by_block:
+    blocks = blocks_of(model)
+    if not blocks:
         raise ConfigError("The model has no widened block; fpe_hf.widen makes them.")
-    report = join_reports(map(audit_block, by_block.values()))
+    report = join_reports(audit_block(layers, spec) for spec, layers in blocks.items())
     return report.raise_for_breach() if strict else report
 
 
-def audit_block(layers: Mapping[str, FPELayer]) -> AuditReport:
+def audit_block(layers: Mapping[str, FPELayer], spec: BlockSpec) -> AuditReport:
     """The audit of a single block.
 
     Args:
         layers: Its layers by dotted name.
+        spec: The block.
     """
     breaches: list[str] = []
-    blocks = (_audit_block(layers, breaches),)
+    blocks = (_audit_block(layers, spec, breaches),)
     return AuditReport(blocks, _total(blocks), tuple(breaches))
 
 
@@ -169,8 +169,9 @@ def join_reports(reports: Iterable[AuditReport]) -> AuditReport:
     return AuditReport(blocks, _total(blocks), breaches)
 
 
-def _audit_block(layers: Mapping[str, FPELayer], breaches: list[str]) -> BlockAudit:
-    spec = next(iter(layers.values())).spec
+def _audit_block(
+    layers: Mapping[str, FPELayer], spec: BlockSpec, breaches: list[str]
+) -> BlockAudit:
     ups = [layer for layer in layers.values() if isinstance(layer, UpLayer)]
     downs = [layer for layer in layers.values() if isinstance(layer, DownLayer)]
     if len(ups) != len(spec.ups) or len(downs) != 1:

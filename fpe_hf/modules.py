@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -169,6 +170,35 @@ def fpe_layers(model: nn.Module) -> Iterator[tuple[str, FPELayer]]:
     for name, module in model.named_modules():
         if isinstance(module, FPELayer):
             yield name, module
+
+
+_WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
+"""Parts of names that torch's wrappers add, and leave out of state dicts."""
+
+
+def blocks_of(model: nn.Module) -> dict[BlockSpec, dict[str, FPELayer]]:
+    """The widened blocks of a model, each with its place there: their layers by dotted name.
+
+    Blocks of parts that were widened one by one may differ in nothing but their place.
+    """
+    blocks: dict[BlockSpec, dict[str, FPELayer]] = {}
+    for name, layer in fpe_layers(model):
+        spec = layer.spec
+        born = spec.down if layer.index is None else spec.ups[layer.index]
+        here = layer.key(name, "weight") if layer.host_names else name
+        here = ".".join(part for part in here.split(".") if part not in _WRAPPERS)
+        placed = replace(spec, place=_place(born, here))
+        blocks.setdefault(placed, {})[name] = layer
+    return blocks
+
+
+def _place(born: str, here: str) -> tuple[str, ...]:
+    """What a name began with when its block was widened, and what it begins with now."""
+    old, new = born.split("."), here.split(".")
+    while old and new and old[-1] == new[-1]:
+        del old[-1], new[-1]
+    place = tuple("".join(f"{part}." for part in parts) for parts in (old, new))
+    return place if any(place) else ()
 
 
 def check_skeleton(model: nn.Module, spec: BlockSpec, names: Mapping[str, str]) -> list[str]:

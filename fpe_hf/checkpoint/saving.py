@@ -8,9 +8,8 @@ model that this one is a part of, or a part of it. transformers offers no hook, 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from torch import nn
 
 from ..config import FPEConfig
 from ..errors import CheckpointError
-from ..modules import fpe_layers
+from ..modules import blocks_of, projections
 from ..planning import BlockSpec
 
 if TYPE_CHECKING:
@@ -46,7 +45,9 @@ def _planned(model: Any) -> Iterator[None]:
     """Within it, the model's config holds the plan of all that is widened in the model."""
     from .quantizer import keep_names
 
-    plan, config, own = plan_of(model), vars(model.config), vars(model)
+    # Of a model with adapters, transformers saves these alone, and no config.
+    plan = None if getattr(model, "_hf_peft_config_loaded", False) else plan_of(model)
+    config, own = vars(model.config), vars(model)
     if plan is None or plan is config.get("quantization_config"):
         yield
         return
@@ -94,35 +95,11 @@ def plan_of(model: Any) -> FPEQuantizationConfig | None:
 
 def _specs(model: nn.Module) -> list[BlockSpec]:
     """The widened blocks of a model, each with its place there."""
-    names: dict[int, dict[str, str]] = {}
-    specs: dict[int, BlockSpec] = {}
-    for name, layer in fpe_layers(model):
-        spec = layer.spec
-        born = spec.down if layer.index is None else spec.ups[layer.index]
-        here = layer.key(name, "weight") if layer.host_names else name
-        specs[id(spec)] = spec
-        names.setdefault(id(spec), {})[born] = here
-    return [replace(spec, place=_place(spec, names[key])) for key, spec in specs.items()]
-
-
-def _place(spec: BlockSpec, names: Mapping[str, str]) -> tuple[str, ...]:
-    """What to exchange at the start of a block's names.
-
-    Args:
-        spec: The block.
-        names: Name of a projection when it was widened -> name here.
-    """
-    if all(born == here for born, here in names.items()):
-        return ()
-    old, new = (name.split(".") for name in next(iter(names.items())))
-    while old and new and old[-1] == new[-1]:
-        del old[-1], new[-1]
-    place = tuple("".join(f"{part}." for part in parts) for parts in (old, new))
-    placed = replace(spec, place=place)
-    for name, here in names.items():
-        if placed.here(name) != here:
+    blocks = blocks_of(model)
+    for spec, layers in blocks.items():
+        if len(layers) < len(projections(spec)):
             raise CheckpointError(
-                f"projection {name!r} of block {spec.name!r} is now {here!r}, away from the "
-                "others: such a model cannot be saved. Put them back together."
+                f"block {spec.name!r} was taken apart: {', '.join(layers)} is away from the "
+                "others. Such a model cannot be saved; put them back together."
             )
-    return place
+    return list(blocks)

@@ -374,7 +374,7 @@ class ElementDown(RowStarts, DownLayer):
     def check(self, name: str) -> None:
         keep = self._buffers["keep"]
         if keep is not None:
-            copies = self.spec.alpha if self.owner is None else 1
+            copies = self.spec.alpha if self._buffers["owner"] is None else 1
             kept, remainder = divmod(self.weight.numel(), copies)
             if remainder:
                 raise CheckpointError(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import (
     AutoModel,
     BertLMHeadModel,
@@ -124,6 +127,13 @@ def test_a_single_layer_that_is_no_model(layout: str, tmp_path: Path) -> None:
     assert_loads(model, tmp_path, 2)
 
 
+def test_equal_copies_of_a_part(tmp_path: Path) -> None:
+    model = composite()
+    fpe_hf.widen(model.encoder)
+    model.encoder.encoder.layer[1] = copy.deepcopy(model.encoder.encoder.layer[0])
+    assert_loads(model, tmp_path, 2)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_model_inside_a_module(layout: str, tmp_path: Path) -> None:
     """As in sentence-transformers, which save it by itself."""
@@ -162,11 +172,22 @@ def test_a_whole_plan_is_saved_as_it_is(tmp_path: Path) -> None:
     assert [spec.here(spec.name) for spec in base.specs] == ["encoder.layer.0", "encoder.layer.1"]
 
 
+def test_wrappers_and_adapters_do_not_matter(tmp_path: Path) -> None:
+    model = fpe_hf.widen(tiny_model("bert"))
+    for name in ("0", "1"):
+        model.encoder.layer._modules[name] = checkpoint_wrapper(model.encoder.layer[int(name)])
+    assert plan_of(model) is model.config.quantization_config
+    assert_loads(model, tmp_path / "wrapped", 2)
+    model = fpe_hf.widen(tiny_model("bert"))
+    model.add_adapter(LoraConfig(target_modules=["query"], modules_to_save=["output.dense"]))
+    model.save_pretrained(tmp_path / "adapter")
+
+
 def test_a_block_that_was_taken_apart_is_not_saved(tmp_path: Path) -> None:
     model = fpe_hf.widen(tiny_model("bert"))
     layer = model.encoder.layer[0]
     layer.output.dense, layer.output.other = nn.Linear(48, 32), layer.output.dense
-    with pytest.raises(CheckpointError, match=r"'encoder.layer.0.output.dense'.*away"):
+    with pytest.raises(CheckpointError, match=r"'encoder.layer.0' was taken apart.*away"):
         model.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
 
