@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .errors import BudgetError, ConfigError
+from .errors import BudgetError, ConfigError, OverwrittenError
 from .layers import DownLayer, FPELayer, UpLayer
-from .modules import fpe_layers
+from .modules import blocks_of
+from .planning import BlockSpec
 
 
 @dataclass(frozen=True)
@@ -141,23 +142,22 @@ def audit(model: nn.Module, *, strict: bool = False) -> AuditReport:
         ConfigError: The model has no widened block.
         BudgetError: `strict`, and an invariant does not hold.
     """
-    by_block: dict[str, dict[str, FPELayer]] = defaultdict(dict)
-    for name, layer in fpe_layers(model):
-        by_block[layer.spec.name][name] = layer
-    if not by_block:
+    blocks = blocks_of(model)
+    if not blocks:
         raise ConfigError("The model has no widened block; fpe_hf.widen makes them.")
-    report = join_reports(map(audit_block, by_block.values()))
+    report = join_reports(audit_block(layers, spec) for spec, layers in blocks.items())
     return report.raise_for_breach() if strict else report
 
 
-def audit_block(layers: Mapping[str, FPELayer]) -> AuditReport:
+def audit_block(layers: Mapping[str, FPELayer], spec: BlockSpec) -> AuditReport:
     """The audit of a single block.
 
     Args:
         layers: Its layers by dotted name.
+        spec: The block.
     """
     breaches: list[str] = []
-    blocks = (_audit_block(layers, breaches),)
+    blocks = (_audit_block(layers, spec, breaches),)
     return AuditReport(blocks, _total(blocks), tuple(breaches))
 
 
@@ -169,13 +169,15 @@ def join_reports(reports: Iterable[AuditReport]) -> AuditReport:
     return AuditReport(blocks, _total(blocks), breaches)
 
 
-def _audit_block(layers: Mapping[str, FPELayer], breaches: list[str]) -> BlockAudit:
-    spec = next(iter(layers.values())).spec
+def _audit_block(
+    layers: Mapping[str, FPELayer], spec: BlockSpec, breaches: list[str]
+) -> BlockAudit:
     ups = [layer for layer in layers.values() if isinstance(layer, UpLayer)]
     downs = [layer for layer in layers.values() if isinstance(layer, DownLayer)]
     if len(ups) != len(spec.ups) or len(downs) != 1:
         breaches.append(f"Block {spec.name!r} is incomplete: it has only {', '.join(layers)}.")
     numbers: dict[str, int] = defaultdict(int)
+    overwritten: list[str] = []
     memory = disk = 0
     for name, layer in layers.items():
         own = {**dict(layer.named_parameters()), **layer.numbers()}
@@ -183,13 +185,18 @@ def _audit_block(layers: Mapping[str, FPELayer], breaches: list[str]) -> BlockAu
             numbers[key] += parameter.numel()
             if key not in ("weight", "bias", "coupling"):
                 breaches.append(f"Layer {name!r} has a parameter {key!r} outside the budget.")
+        try:
+            layer.index_buffers()
+        except OverwrittenError as error:
+            overwritten.append(str(error))
         memory += _bytes((*own.values(), *layer.buffers()))
         disk += _bytes(layer.stored().values())
-    covers = [up.cover() for up in ups]
+    breaches += overwritten
+    covers = [] if overwritten else [up.cover() for up in ups]
     disjoint = all(apart for apart, _ in covers)
     coverage = sum(share for _, share in covers) / max(1, len(covers))
     block = BlockAudit(
-        name=spec.name,
+        name=spec.here(spec.name),
         parent_nonzeros=spec.parent_nonzeros,
         nonzeros=sum(numbers.values()),
         weights=numbers["weight"],

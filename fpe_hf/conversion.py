@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -159,21 +160,27 @@ def replace_block(model: nn.Module, block: MLPBlock, plan: BlockPlan) -> None:
 
 
 def record_plan(model: Any, config: FPEConfig, specs: list[BlockSpec]) -> None:
-    """Writes the plan where `save_pretrained` will find it."""
+    """Writes the plan where `save_pretrained` will find it, whatever is saved.
+
+    That may also be a model of transformers that this one is a part of, or a part of it.
+    """
+    from .checkpoint.saving import wrap_saving
+
     if has_config(model):
         from .checkpoint.quantizer import FPEQuantizationConfig, keep_names
 
-        model.config.quantization_config = FPEQuantizationConfig.from_specs(config, specs)
+        _own_config(model).quantization_config = FPEQuantizationConfig.from_specs(config, specs)
         keep_names(model)
-        return
-    inner = next((name for name, module in model.named_modules() if has_config(module)), None)
-    if inner is not None:
-        logger.warning(
-            "The plan is nowhere saved: %s has no transformers config, but holds a model that has, "
-            "as %r. To save that one by itself, as sentence-transformers does, widen it alone.",
-            type(model).__name__,
-            inner,
-        )
+    wrap_saving()
+
+
+def _own_config(model: Any) -> Any:
+    """The model's config, which other models may have been built from, as a copy of its own."""
+    shared, own = model.config, copy.copy(model.config)
+    for module in model.modules():
+        attributes = vars(module)
+        attributes.update({name: own for name, value in attributes.items() if value is shared})
+    return own
 
 
 def warn_unless_exact(specs: Iterable[BlockSpec]) -> None:

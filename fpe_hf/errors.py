@@ -57,6 +57,10 @@ class InputShapeError(FPEError, RuntimeError):
     """A widened layer was given inputs of another width, where `nn.Linear` raises RuntimeError."""
 
 
+class OverwrittenError(FPEError, RuntimeError):
+    """Something else than loading has written to the indices of a widened layer."""
+
+
 class ExportError(FPEError, RuntimeError):
     """A widened model has no stock equivalent of its own class."""
 

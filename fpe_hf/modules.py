@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from .belongings import hand_over
 from .discovery import MLPBlock
 from .errors import PlanError
 from .layers import EXPERTS_STOCKS, FPELayer, move_in
-from .linear import bias_of, features, is_linear, stock_of, twin_of, weight_of
+from .linear import bias_of, features, is_linear, make_linear, stock_of, twin_of, weight_of
 from .planning import BlockSpec, ParentWeights
 
 
@@ -133,11 +135,14 @@ def projections(spec: BlockSpec) -> tuple[str, ...]:
 def replace_module(model: nn.Module, old: nn.Module, new: FPELayer) -> None:
     """Puts `new` wherever `old`, or a twin tied to it, is registered.
 
-    It takes over `old`'s mode and frozenness.
+    It takes over what others put on `old`: see `hand_over`.
     """
-    new.train(old.training)
-    if not any(parameter.requires_grad for parameter in old.parameters()):
-        new.requires_grad_(False)
+    hand_over(old, new, make_linear(torch.empty(1, 1, device="meta"), None, new.stock))
+    hook = getattr(old, "_hf_hook", None)
+    if hook is not None:
+        from accelerate.hooks import add_hook_to_module
+
+        add_hook_to_module(new, hook)
     places = [
         (parent, name)
         for parent in model.modules()
@@ -165,6 +170,35 @@ def fpe_layers(model: nn.Module) -> Iterator[tuple[str, FPELayer]]:
     for name, module in model.named_modules():
         if isinstance(module, FPELayer):
             yield name, module
+
+
+_WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
+"""Parts of names that torch's wrappers add, and leave out of state dicts."""
+
+
+def blocks_of(model: nn.Module) -> dict[BlockSpec, dict[str, FPELayer]]:
+    """The widened blocks of a model, each with its place there: their layers by dotted name.
+
+    Blocks of parts that were widened one by one may differ in nothing but their place.
+    """
+    blocks: dict[BlockSpec, dict[str, FPELayer]] = {}
+    for name, layer in fpe_layers(model):
+        spec = layer.spec
+        born = spec.down if layer.index is None else spec.ups[layer.index]
+        here = layer.key(name, "weight") if layer.host_names else name
+        here = ".".join(part for part in here.split(".") if part not in _WRAPPERS)
+        placed = replace(spec, place=_place(born, here))
+        blocks.setdefault(placed, {})[name] = layer
+    return blocks
+
+
+def _place(born: str, here: str) -> tuple[str, ...]:
+    """What a name began with when its block was widened, and what it begins with now."""
+    old, new = born.split("."), here.split(".")
+    while old and new and old[-1] == new[-1]:
+        del old[-1], new[-1]
+    place = tuple("".join(f"{part}." for part in parts) for parts in (old, new))
+    return place if any(place) else ()
 
 
 def check_skeleton(model: nn.Module, spec: BlockSpec, names: Mapping[str, str]) -> list[str]:

@@ -83,7 +83,8 @@ def places(keep: Tensor) -> Tensor:
 
 
 def smallest_int(limit: int) -> torch.dtype:
-    """The smallest integer dtype that can index `limit` items."""
-    if limit <= 1 << 8:
-        return torch.uint8
-    return torch.int16 if limit <= 1 << 15 else torch.int32
+    """The smallest integer dtype that can index `limit` items and that collectives can send.
+
+    gloo and NCCL know no int16.
+    """
+    return torch.uint8 if limit <= 1 << 8 else torch.int32

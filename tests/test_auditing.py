@@ -156,9 +156,15 @@ def remove_a_layer(model: Any) -> str:
 
 
 def share_inputs(model: Any) -> str:
-    inputs = model.encoder.layer[0].intermediate.dense.inputs
-    inputs[:, 0] = inputs[:, -1]
+    layer = model.encoder.layer[0].intermediate.dense
+    layer.inputs[:, 0] = layer.inputs[:, -1]
+    layer.seal()
     return "Children of block 'encoder.layer.0' share inputs"
+
+
+def overwrite(model: Any) -> str:
+    model.encoder.layer[0].output.dense.outputs.add_(1)
+    return "index buffer 'outputs' of block 'encoder.layer.0' was overwritten"
 
 
 @pytest.mark.parametrize(
@@ -169,6 +175,7 @@ def share_inputs(model: Any) -> str:
         (add_a_module, "block"),
         (remove_a_layer, "element"),
         (share_inputs, "block"),
+        (overwrite, "block"),
     ],
 )
 def test_a_breach_is_flagged_and_raised(breach: Any, layout: str) -> None:

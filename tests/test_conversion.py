@@ -337,6 +337,23 @@ def test_overrides_mix_alphas_and_layouts() -> None:
     assert gap(outputs_of(model), expected) <= 1e-5
 
 
+@pytest.mark.parametrize("family", ["bert", "llama", "clip"])
+def test_a_config_that_other_models_share_is_not_marked(family: str, tmp_path: Path) -> None:
+    dense = tiny_model(family)
+    other = type(dense)(dense.config)
+    before = dense.config.to_dict()
+    fpe_hf.widen(other)
+    assert dense.config.to_dict() == before
+    dense.save_pretrained(tmp_path)
+    loaded = type(dense).from_pretrained(tmp_path)
+    assert all(map(torch.equal, loaded.state_dict().values(), dense.state_dict().values()))
+    fpe_hf.widen(dense)
+    configs = [
+        own for m in other.modules() for own in vars(m).values() if type(own) is type(other.config)
+    ]
+    assert all(own is other.config for own in configs)
+
+
 def test_config_and_overrides_of_single_fields() -> None:
     config = fpe_hf.FPEConfig(alpha=4, layout="block")
     model = fpe_hf.widen(tiny_model("bert"), config, alpha=3)
@@ -391,24 +408,6 @@ def test_the_mlp_head_of_a_cnn_is_widened() -> None:
     fpe_hf.widen(model, **EXACT)
     assert layer_names(model) == ["up", "down"]
     torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_model_inside_another_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
-    """Such a wrapper saves it by itself: the plan would be lost."""
-
-    class Wrapper(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = tiny_model("bert")
-
-        def forward(self, input_ids: Tensor) -> Tensor:
-            output: Tensor = self.encoder(input_ids).last_hidden_state
-            return output
-
-    model = Wrapper()
-    fpe_hf.widen(model, example_inputs=(torch.arange(8).view(2, 4),))
-    assert "holds a model that has, as 'encoder'" in caplog.text
-    assert not hasattr(model.encoder.config, "quantization_config")
 
 
 # -- from a folder ---------------------------------------------------------------------------------

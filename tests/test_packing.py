@@ -68,8 +68,7 @@ def test_code_bits_are_the_fewest_that_fill_bytes() -> None:
     [
         (1, torch.uint8),
         (256, torch.uint8),
-        (257, torch.int16),
-        (32768, torch.int16),
+        (257, torch.int32),
         (32769, torch.int32),
     ],
 )

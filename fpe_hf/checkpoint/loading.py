@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -95,11 +95,15 @@ def insert_empty_layers(model: PreTrainedModel, specs: Sequence[BlockSpec]) -> N
     """
     modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    rename = _renaming(model)
     inserted = 0
     for spec in specs:
         known = parameters if spec.experts > 1 else modules
         prefix = model.base_model_prefix
-        names = {name: _resolve(name, known, prefix) for name in projections(spec)}
+        names = {
+            name: _resolve(here, known, prefix) or _resolve(rename(here), known, prefix)
+            for name, here in zip(projections(spec), map(spec.here, projections(spec)), strict=True)
+        }
         found = {name: own for name, own in names.items() if own is not None}
         if not found:
             continue
@@ -124,6 +128,24 @@ def insert_empty_layers(model: PreTrainedModel, specs: Sequence[BlockSpec]) -> N
             f"none of the {len(specs)} blocks of the FPE config is in {type(model).__name__}; "
             f"the first is {specs[0].name!r}. Load the class the model was saved from."
         )
+
+
+def _renaming(model: PreTrainedModel) -> Callable[[str], str]:
+    """Renames modules and parameters of a checkpoint as transformers renames its tensors.
+
+    So the text model of a vision-language checkpoint is found where it stands alone.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    conversions = get_model_conversion_mapping(model)
+    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+
+    def rename(name: str) -> str:
+        key: str = rename_source_key(f"{name}.weight", renamings, [])[0]
+        return key.removesuffix(".weight")
+
+    return rename
 
 
 def _keep_initialized(model: PreTrainedModel) -> None:
@@ -165,7 +187,7 @@ def finish_loading(model: PreTrainedModel) -> None:
         CheckpointError: An index is out of range, or a mask does not fit its weights.
     """
     for name, layer in fpe_layers(model):
-        layer.reset_derived()
+        layer.settle()
         if not any(tensor.is_meta for tensor in layer.stored().values()):
             layer.check(name)
             layer.checksum = torch.full_like(layer.checksum, UNVERIFIED)

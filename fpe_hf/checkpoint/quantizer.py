@@ -70,7 +70,7 @@ class FPEQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.fpe_hf_version = str(fpe_hf_version)
         self.config = dict(config)
         self.blocks = [dict(block) if isinstance(block, Mapping) else block for block in blocks]
-        names = [spec.name for spec in self.specs]
+        names = [(spec.place, spec.name) for spec in self.specs]
         if len(set(names)) != len(names):
             raise CheckpointError("blocks in the FPE quantization_config have names in common.")
 
@@ -167,8 +167,10 @@ class FPEQuantizer(HfQuantizer):  # type: ignore[misc]
         self, model: PreTrainedModel, **kwargs: Any
     ) -> PreTrainedModel:
         from .loading import insert_empty_layers
+        from .saving import wrap_saving
         from .verify import verify_files
 
+        wrap_saving()
         insert_empty_layers(model, self.quantization_config.specs)
         files = kwargs.get("checkpoint_files")
         if files is not None:

@@ -196,7 +196,7 @@ class _Stream:
         plan = plan_block(block, take_weights(self._model, block), config)
         replace_block(self._model, block, plan)
         layers = {n: layer for n, layer in fpe_layers(self._model) if layer.spec is plan.spec}
-        return plan.spec, audit_block(layers).raise_for_breach()
+        return plan.spec, audit_block(layers, plan.spec).raise_for_breach()
 
     def _write(self) -> None:
         """Hands all tensors that hold numbers to the writer, as `save_pretrained` would do."""

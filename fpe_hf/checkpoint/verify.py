@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..layers import FPELayer, empty_layers
-from ..layers.checksum import UNVERIFIED
+from ..layers import FPELayer, empty_twin
+from ..layers.checksum import UNVERIFIED, was_averaged
 from ..modules import fpe_layers
 from .limits import check_backing
 from .loading import is_saved_class
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers.quantizers.base import HfQuantizer
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_INTEGERS = {torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64"}
+_INTEGERS = {torch.uint8: ("U8",), torch.int32: ("I32", "I16"), torch.int64: ("I64",)}
 
 
 def verify_files(model: PreTrainedModel, files: Sequence[str], quantizer: HfQuantizer) -> None:
@@ -154,7 +154,7 @@ def _check_headers(name: str, layer: FPELayer, files: dict[str, tuple[Any, str]]
             raise CheckpointError(
                 f"tensor {full!r} has shape {found}; the plan says {tuple(empty.shape)}."
             )
-        accepted = _FLOATS if empty.is_floating_point() else (_INTEGERS[empty.dtype],)
+        accepted = _FLOATS if empty.is_floating_point() else _INTEGERS[empty.dtype]
         if view.get_dtype() not in accepted:
             raise CheckpointError(
                 f"tensor {full!r} has dtype {view.get_dtype()}; accepted: {', '.join(accepted)}."
@@ -167,21 +167,18 @@ def _check_numbers(name: str, layer: FPELayer, files: dict[str, tuple[Any, str]]
     for tensor in layer.stored():
         file, key = files[layer.key(name, tensor)]
         tensors[tensor] = file.get_tensor(key)
-    scratch = _scratch(layer)
+    scratch = empty_twin(layer)
     expected = tensors.pop("checksum")
     scratch.bind(tensors)
     scratch.reset_derived()
     scratch.check(name)
+    if was_averaged(expected, layer.mark):
+        raise CheckpointError(
+            f"the checksum of {name!r} is an average, so nothing vouches for its indices. Have a "
+            "model of this plan load_state_dict the averages, and save_pretrained it."
+        )
     if int(expected[0]) != UNVERIFIED and not torch.equal(scratch.compute_checksum(), expected):
         raise CheckpointError(
             f"the tensors of {name!r} do not match their checksum: the file is damaged, or tensors "
             "were exchanged. Download or save it again."
         )
-
-
-def _scratch(layer: FPELayer) -> FPELayer:
-    """An empty layer of the same kind."""
-    spec = layer.spec
-    stocks = dict.fromkeys((*spec.ups, spec.down), layer.stock)
-    layers = empty_layers(spec, stocks, torch.float32, "meta")
-    return layers[spec.down if layer.index is None else spec.ups[layer.index]]

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from ..belongings import HOOKS
 from ..errors import ConfigError, ExportError
 from ..fusing import unfuse
 from ..layers import move_out
@@ -66,7 +67,10 @@ def _copy_with(model: Model, projections: dict[str, Projection], widths: dict[st
     hidden = {name: widths.get(name, item.hidden) for name, item in projections.items()}
     stacks = {name: item for name, item in projections.items() if item.stacked}
     for name in projections.keys() - stacks.keys():
-        memo[id(projections[name].module)] = projections[name].dense(hidden[name])
+        module = projections[name].dense(hidden[name])
+        memo[id(projections[name].module)] = module
+    for module in list(memo.values()):  # hooks may refer to the model
+        vars(module).update({name: copy.deepcopy(vars(module)[name], memo) for name in HOOKS})
     dense = copy.deepcopy(model, memo)
     unfuse(dense)
     for name, projection in stacks.items():

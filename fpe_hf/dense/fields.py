@@ -51,7 +51,7 @@ def numeric_fields(config: Any, path: tuple[str, ...] = ()) -> Iterator[ConfigFi
     for name, value in vars(config).items():
         if name.startswith("_"):
             continue
-        if hasattr(value, "to_dict") and hasattr(value, "model_type"):
+        if _is_config(value):
             yield from numeric_fields(value, (*path, name))
         elif value is None or _is_number(value):
             yield ConfigField(path, name)
@@ -66,9 +66,19 @@ def _is_number(value: object) -> bool:
 def stock_config(config: Any) -> Any:
     """A copy of a config that says nothing of fpe_hf."""
     stock = copy.deepcopy(config)
-    if hasattr(stock, "quantization_config"):
-        del stock.quantization_config
+    _forget_plans(stock)
     return stock
+
+
+def _forget_plans(config: Any) -> None:
+    """Takes plans out of a config and its parts, which may have been models of their own."""
+    vars(config).pop("quantization_config", None)
+    for part in filter(_is_config, vars(config).values()):
+        _forget_plans(part)
+
+
+def _is_config(value: object) -> bool:
+    return hasattr(value, "to_dict") and hasattr(value, "model_type")
 
 
 def reloaded(config: Any) -> Any:
@@ -78,8 +88,7 @@ def reloaded(config: Any) -> Any:
 
 def assign(config: Any, wanted: Any) -> None:
     """Makes the numbers of a config and its parts those of `wanted`, keeping the objects."""
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    _forget_plans(config)
     own = set(numeric_fields(config))
     for item in numeric_fields(wanted):
         if item in own and item.get(config) != item.get(wanted):

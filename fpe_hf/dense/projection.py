@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..belongings import hand_over, mark_like
 from ..discovery import MLPBlock
-from ..layers import EXPERTS_STOCKS, FPELayer, UpLayer
+from ..layers import EXPERTS_STOCKS, FPELayer, UpLayer, empty_twin
 from ..linear import bias_of, make_linear, weight_of
 from ..modules import host_of, stock_kind
 
@@ -103,8 +104,12 @@ class Projection:
         """The stock module, with neurons of zeros added up to `hidden`."""
         weight, bias = self._padded(hidden)
         module = make_linear(weight, bias, self.stock)
-        module.requires_grad_(next(self.module.parameters()).requires_grad)
-        return module.train(self.module.training)
+        if isinstance(self.module, FPELayer):
+            bare: nn.Module = empty_twin(self.module)
+        else:
+            bare = make_linear(torch.empty(1, 1, device="meta"), None, self.stock)
+        hand_over(self.module, module, bare)
+        return module
 
     @torch.no_grad()
     def put_stack(self, model: nn.Module, hidden: int) -> None:
@@ -116,7 +121,8 @@ class Projection:
             if name is not None and tensor is not None:
                 host, own = host_of(model, name)
                 old = host.get_parameter(own)
-                host._parameters[own] = nn.Parameter(tensor, requires_grad=old.requires_grad)
+                new = host._parameters[own] = nn.Parameter(tensor)
+                mark_like(old, new)
 
     def _padded(self, hidden: int) -> tuple[Tensor, Tensor | None]:
         """Weight (`[out, in]` matrices) and bias with neurons of zeros added up to `hidden`."""

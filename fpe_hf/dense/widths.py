@@ -22,6 +22,8 @@ from torch import nn
 from ..discovery import find_mlps
 from ..errors import ExportError
 from ..layers import FPELayer
+from ..modules import blocks_of
+from ..planning import BlockSpec
 from .fields import ConfigField, numeric_fields, reloaded, stock_config
 from .projection import Projection
 
@@ -119,10 +121,18 @@ class Widths:
                 missing -= governed.keys()
         return config, reached, tried
 
-    def _blocks(self, names: Iterable[str]) -> set[str]:
-        """Names of the widened blocks that projections belong to."""
-        layers = (self.projections[name].module for name in names if name in self.projections)
-        return {layer.spec.name for layer in layers if isinstance(layer, FPELayer)}
+    @cached_property
+    def _block_of(self) -> dict[str, BlockSpec]:
+        """The widened block of a projection, by name of its weight."""
+        return {
+            layer.key(name, "weight"): spec
+            for spec, layers in blocks_of(self.model).items()
+            for name, layer in layers.items()
+        }
+
+    def _blocks(self, names: Iterable[str]) -> set[BlockSpec]:
+        """The widened blocks that projections belong to."""
+        return {self._block_of[name] for name in names if name in self._block_of}
 
     def _merge(self, missing: set[str], tried: int) -> None:
         """Has the blocks of these projections keep the widths of their parents."""
@@ -131,7 +141,7 @@ class Widths:
             if not isinstance(projection.module, FPELayer):
                 continue
             layer = self._layer(name)
-            if layer.spec.name not in blocks:
+            if self._block_of[name] not in blocks:
                 continue
             if not layer.mergeable:
                 coupling = "learned" if layer.spec.learn_coupling else str(layer.spec.coupling)
@@ -148,7 +158,7 @@ class Widths:
             "are equal at coupling 1, are merged, and the blocks keep their parents' width.",
             type(self.parent_config).__name__,
             len(blocks),
-            sorted(blocks)[0],
+            min(spec.here(spec.name) for spec in blocks),
         )
 
     def _layer(self, name: str) -> FPELayer:

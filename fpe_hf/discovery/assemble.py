@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from fpe_hf import belongings
 from fpe_hf.discovery.block import MLPBlock, MLPBlocks, NearMiss
 from fpe_hf.discovery.lineage import Call, Ended, Live, Op, Track
 from fpe_hf.discovery.rows import channels
@@ -366,11 +367,12 @@ class _House:
         if not is_linear(module):
             return f"{name} is a {kind}, not a plain linear layer; {_REMEDY}"
         weight = module._parameters.get("weight")
-        if weight is None:
+        if weight is None or module._parameters.keys() - {"weight", "bias"}:
             return f"the weight of {name} is computed; make it a plain parameter first"
         if is_traceable_wrapper_subclass(weight) or not weight.is_floating_point():
             return f"{name} is quantized ({type(weight).__name__}, {weight.dtype}); {_REMEDY}"
-        return self._tied(name, module) or self._bypass(name, module)
+        kept = self._tied(name, module) or self._bypass(name, module)
+        return kept or belongings.refusal(module, name)
 
     def _stack_refusal(self, names: tuple[str, ...]) -> str | None:
         """Why parameters that stack experts cannot be replaced, if they cannot."""
@@ -396,6 +398,8 @@ class _House:
             return f"{name} is computed or adapted; merge what was added to it first"
         if is_traceable_wrapper_subclass(tensor) or not tensor.is_floating_point():
             return f"{name} is quantized ({type(tensor).__name__}, {tensor.dtype}); dequantize it"
+        if belongings.has_gradient_hooks(tensor):
+            return f"{name} has hooks on its gradient; remove them first"
         if len(self._owners[id(tensor)]) > 1:
             return f"{name} is tied to another parameter; untie it first"
         return None

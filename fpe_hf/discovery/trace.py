@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from fpe_hf.belongings import is_foreign
 from fpe_hf.discovery import rules
 from fpe_hf.discovery.experts import Product, Stacks, traceable_experts
 from fpe_hf.discovery.lineage import (
@@ -186,7 +188,8 @@ def _silent(logger: str) -> Iterator[None]:
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Eval mode; whatever the forward pass leaves behind in the modules is taken back.
 
-    Fake tensors must not survive in caches, and the random state must not advance.
+    Fake tensors must not survive in caches, and the random state must not advance. Hooks of others
+    see nothing of it.
     """
     modules = list(model.modules())
     before = [
@@ -199,6 +202,10 @@ def _untouched(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         for module in modules:
             module.training = False
+            for name in ("_forward_hooks", "_forward_pre_hooks"):
+                hooks = module.__dict__[name].items()
+                own = OrderedDict((key, hook) for key, hook in hooks if not is_foreign(hook))
+                module.__dict__[name] = own
             if hasattr(module, "_hf_hook") and hasattr(module, "_old_forward"):
                 # accelerate moves inputs and weights between devices: not now.
                 module.__dict__["forward"] = module._old_forward

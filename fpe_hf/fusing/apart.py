@@ -21,9 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from ..kernels.ordinary import is_ordinary
+from ..layers.subclass import Forward, give, is_given
 from .activations import is_activation
 from .recognize import Program, Step, Value
-from ..layers.subclass import Forward, give, is_given
 from .whole import Parts, compute, is_allowed, is_watched, submodule
 
 

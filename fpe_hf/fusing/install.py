@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from torch import nn
 
 from ..layers import BlockDown, BlockUp
+from ..layers.subclass import give, is_given, take_back
 from ..planning import BlockSpec
 from . import apart, whole
 from .recognize import recognize
-from ..layers.subclass import give, is_given, take_back
 from .whole import Parts
 
 

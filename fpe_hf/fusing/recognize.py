@@ -150,9 +150,7 @@ class _Tracer(fx.Tracer):
 class _Reader:
     """Follows values through a graph."""
 
-    def __init__(
-        self, module: nn.Module, spec: BlockSpec, ups: tuple[str, ...], down: str
-    ) -> None:
+    def __init__(self, module: nn.Module, spec: BlockSpec, ups: tuple[str, ...], down: str) -> None:
         self.module, self.spec, self.ups, self.down = module, spec, ups, down
         self.values: dict[fx.Node, Any] = {}
         self.steps: list[Step] = []
@@ -168,7 +166,9 @@ class _Reader:
                     self._expect("input" not in self.values.values())
                     self.values[node] = "input"
             elif node.op == "output":
-                result = self.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+                result = (
+                    self.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+                )
             else:
                 self.values[node] = self._made(node)
         self._expect(result == "output" and bool(self.steps))

@@ -88,15 +88,18 @@ def collect_facts(
         CheckpointError: The results in the folder cannot be read.
     """
     from ..auditing import audit
+    from ..checkpoint.saving import plan_of
 
-    plan = model.config.quantization_config
+    report = audit(model, strict=True)
+    plan = plan_of(model)
+    assert plan is not None
     names = sorted(file.name for file in folder.iterdir() if file.is_file())
     return ModelFacts(
         model_class=type(model).__name__,
         task=task_of(type(model).__name__),
         config=dict(plan.config),
         version=plan.fpe_hf_version,
-        audit=audit(model, strict=True),
+        audit=report,
         base_model=base_model,
         license=license,
         evaluations=read_results(folder),

@@ -125,9 +125,7 @@ def up(
     return (rows.transpose(-1, -2) if spec.fused == "interleaved" else rows).flatten(-2)
 
 
-def _biases(
-    spec: BlockSpec, bias: Tensor | None, start: int, stop: int
-) -> Sequence[Tensor | None]:
+def _biases(spec: BlockSpec, bias: Tensor | None, start: int, stop: int) -> Sequence[Tensor | None]:
     """The bias of each child of a tile, `[sources * parents]`.
 
     Args:
@@ -209,9 +207,7 @@ def pick(values: Tensor, places: Tensor) -> Tensor:
     return values.index_select(-1, places)
 
 
-def dense_up(
-    spec: BlockSpec, inputs: Tensor, weight: Tensor, coupling: Tensor | None
-) -> Tensor:
+def dense_up(spec: BlockSpec, inputs: Tensor, weight: Tensor, coupling: Tensor | None) -> Tensor:
     """An up projection with its zeros filled in, `[sources, hidden of all experts, in_features]`.
 
     Args:

@@ -164,7 +164,8 @@ def _back(
                 sums = piece.sums(read, children) if kept is None else piece.like(kept, children)
                 with torch.enable_grad():
                     pre = [
-                        [own.detach().requires_grad_() for own in child] for child in piece.pre(sums)
+                        [own.detach().requires_grad_() for own in child]
+                        for child in piece.pre(sums)
                     ]
                     hidden = [mlp.between(*child) for child in pre]
                 leaves = [own for child in pre for own in child]
@@ -279,7 +280,9 @@ class _Piece:
         are coupled. Equal children have one sum, that of their parent."""
         found: list[list[Tensor]] = []
         for child in children:
-            operands = zip(self._by_child(read, child), self.up[child], self.bias[child], strict=True)
+            operands = zip(
+                self._by_child(read, child), self.up[child], self.bias[child], strict=True
+            )
             for source, (x, matrix, bias) in enumerate(operands):
                 assert matrix is not None
                 if self.equal and child > children.start:

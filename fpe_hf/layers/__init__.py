@@ -21,6 +21,7 @@ __all__ = [
     "UpLayer",
     "build_layers",
     "empty_layers",
+    "empty_twin",
     "move_in",
     "move_out",
 ]
@@ -66,3 +67,11 @@ def empty_layers(
     }
     layers[spec.down] = down_type(spec, stocks[spec.down], dtype=dtype, device=device)
     return layers
+
+
+def empty_twin(layer: FPELayer) -> FPELayer:
+    """An empty layer of the same kind, without memory."""
+    spec = layer.spec
+    stocks = dict.fromkeys((*spec.ups, spec.down), layer.stock)
+    layers = empty_layers(spec, stocks, torch.float32, "meta")
+    return layers[spec.down if layer.index is None else spec.ups[layer.index]]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
-from ..errors import CheckpointError, InputShapeError
+from ..errors import CheckpointError, InputShapeError, OverwrittenError
+from ..kernels.ordinary import is_ordinary
 from ..linear import CHANNEL_AXES
 from ..planning import BlockSpec
 from ..splits import derive_seed
-from .checksum import UNVERIFIED, checksum
+from .checksum import UNVERIFIED, checksum, was_averaged
+from .seal import Seal, Stamps
 
 INDEX_BUFFERS = ("keep", "owner", "inputs", "outputs")
 
@@ -67,6 +70,7 @@ class FPELayer(nn.Module):
             self.register_parameter("bias", None)
         unverified = torch.full((2,), UNVERIFIED, dtype=torch.int64, device=device)
         self.register_buffer("checksum", unverified)
+        self._seal, self._stamps = Seal({}), Stamps()
 
     def forward(self, x: Tensor | None = None) -> Any:
         """Projects `x` along the axis on which the replaced module did.
@@ -166,7 +170,60 @@ class FPELayer(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         host, names = self.__dict__.get("_host", (None, {}))
-        return host._parameters[names[name]] if name in names else super().__getattr__(name)
+        if name in names:
+            return host._parameters[names[name]]
+        value: Any = super().__getattr__(name)
+        if name in INDEX_BUFFERS and value is not None and not torch.compiler.is_compiling():
+            if self._stamps.know(name, value) or not is_ordinary(value):
+                return value
+            return self._as_sealed(name, value)
+        return value
+
+    def settle(self) -> None:
+        """Makes what follows from loaded tensors, and seals them."""
+        self._seal = Seal({})
+        self.reset_derived()
+        self.seal()
+
+    def seal(self) -> None:
+        """Has the index buffers stay as they are now, whatever averages the model's buffers."""
+        buffers = {name: self._buffers.get(name) for name in INDEX_BUFFERS}
+        here = {n: t for n, t in buffers.items() if t is not None and not t.is_meta}
+        self._seal, self._stamps = Seal(here if is_ordinary(*here.values()) else {}), Stamps()
+
+    def _as_sealed(self, name: str, value: Tensor) -> Tensor:
+        """An index buffer, as it was sealed.
+
+        Raises:
+            OverwrittenError: It has been overwritten, and there is no copy.
+        """
+        own = self._seal.tensors.get(name)
+        if own is None or value.is_meta:
+            return value
+        if not self._seal.fits(name, value):
+            if value is own and not (distributed.is_available() and distributed.is_initialized()):
+                raise OverwrittenError(
+                    f"index buffer {name!r} of block {self.spec.name!r} was overwritten, as by an "
+                    "average of buffers: average into a copy.deepcopy of the model, which mends "
+                    "itself, or leave integers out. Load this model again."
+                )
+            if value is own:  # processes are made equal by writing to their buffers
+                self.check(self.spec.name)
+                self.seal()
+            elif self._seal.fits(name, own) and self._seal.averaged(name, value):
+                value = self._buffers[name] = own.to(value.device, copy=True)
+        self._stamps.note(name, value)
+        return value
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        own = self._seal.tensors.items()
+        moved = {n: self._buffers[n] if before[n] is t else t for n, t in own}
+        here = {n: t for n, t in moved.items() if t is not None and not t.is_meta}
+        self._seal = self._seal.moved(here)
+        self._stamps = Stamps()
+        return self
 
     def numbers(self) -> dict[str, nn.Parameter]:
         """The trainable tensors by name, wherever they are registered."""
@@ -191,7 +248,7 @@ class FPELayer(nn.Module):
 
     def index_buffers(self) -> dict[str, Tensor]:
         """The buffers that say where the weights belong, by name, stored or derived."""
-        buffers = ((name, self._buffers.get(name)) for name in INDEX_BUFFERS)
+        buffers = ((name, getattr(self, name, None)) for name in INDEX_BUFFERS)
         return {name: buffer for name, buffer in buffers if buffer is not None}
 
     def bind(self, tensors: dict[str, Tensor]) -> None:
@@ -203,6 +260,7 @@ class FPELayer(nn.Module):
                 self._buffers[name] = tensor
         if self.checksum.device != self.weight.device:
             self.checksum = torch.full_like(self.checksum, UNVERIFIED, device=self.weight.device)
+        self.seal()
 
     def compute_checksum(self) -> Tensor:
         """Sum of the parameters and index buffers, and the mark of the plan: int64 `[2]`.
@@ -223,12 +281,13 @@ class FPELayer(nn.Module):
     def mark(self) -> int:
         """A number that is the same only for the same projection of the same plan."""
         projection = self.spec.down if self.index is None else self.spec.ups[self.index]
-        plan = json.dumps(self.spec.to_dict(), sort_keys=True)
+        plan = json.dumps(replace(self.spec, place=()).to_dict(), sort_keys=True)
         return derive_seed(self.spec.seed, projection, plan)
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
+        self.index_buffers()  # as sealed
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.places > 1:
             # transformers ties the parameters again after loading, but nothing else.
@@ -238,6 +297,7 @@ class FPELayer(nn.Module):
             destination[prefix + "checksum"] = self.compute_checksum()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        state_dict = self._without_averages(state_dict, prefix)
         for name, tensor in self.stored().items():
             key = self.key(prefix.removesuffix("."), name)
             given = state_dict.get(key)
@@ -256,7 +316,23 @@ class FPELayer(nn.Module):
         if not self.weight.is_meta:
             # Not in place: after assign=True the buffer is the caller's own tensor.
             self.checksum = torch.full_like(self.checksum, UNVERIFIED)
-            self.reset_derived()
+            self.settle()
+
+    def _without_averages(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Any]:
+        """A state dict in which averages of integers are what was averaged.
+
+        The indices of state dicts of this very plan are the layer's own, if perhaps rounded. Their
+        checksums say nothing any more.
+        """
+        checksum = state_dict.get(prefix + "checksum")
+        own = {n: t for n, t in self._seal.tensors.items() if prefix + n in state_dict}
+        if checksum is not None and not was_averaged(checksum, self.mark):
+            return state_dict
+        if not all(self._seal.averaged(name, state_dict[prefix + name]) for name in own):
+            return state_dict
+        exact = {prefix + name: tensor for name, tensor in own.items()}
+        unverified = torch.full_like(self.checksum, UNVERIFIED)
+        return {**state_dict, **exact, prefix + "checksum": unverified}
 
     def stored(self) -> dict[str, Tensor]:
         """Everything the layer keeps in a state dict, by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,9 +34,9 @@ def check_index(name: str, index: Tensor, limit: int) -> None:
 def _in_line(blocks: Iterable[Tensor], weight: Tensor, count: int) -> Tensor:
     """Blocks one after the other, `[count]`, each copied once, as they may be large."""
     line, place = weight.new_empty(count, requires_grad=False), 0
-    for block in blocks:
-        line[place : place + block.numel()].view(block.shape).copy_(block.detach())
-        place += block.numel()
+    for own in blocks:
+        line[place : place + own.numel()].view(own.shape).copy_(own.detach())
+        place += own.numel()
     return line
 
 
@@ -45,8 +46,8 @@ class BlockUp(UpLayer):
     Attributes:
         recompute: Whether, in training, the backward pass computes pre-activations again instead of
             keeping them, if the whole MLP runs as one operation.
-        inputs: Inputs of each tile, child after child `[tiles, sum(child_inputs)]`, in the
-            smallest integer dtype.
+        inputs: Inputs of each tile, child after child `[tiles, sum(child_inputs)]`, in the dtype
+            of `smallest_int`.
     """
 
     recompute: bool = False
@@ -103,7 +104,11 @@ class BlockUp(UpLayer):
         return disjoint, covered / (self.spec.all_parents * self.spec.in_features)
 
     def check(self, name: str) -> None:
-        check_index(f"{name}.inputs", self.inputs, self.spec.in_features)
+        inputs: Any = self._buffers["inputs"]
+        check_index(f"{name}.inputs", inputs, self.spec.in_features)
+
+    def reset_derived(self) -> None:
+        self.inputs = self.inputs.to(smallest_int(self.spec.in_features))  # old files: int16
 
 
 class BlockDown(DownLayer):
@@ -168,5 +173,10 @@ class BlockDown(DownLayer):
         return self.by_expert(block.dense_down(self.spec, self.outputs, self.weight))
 
     def check(self, name: str) -> None:
+        outputs = self._buffers["outputs"]
+        if outputs is not None:
+            check_index(f"{name}.outputs", outputs, self.spec.out_features)
+
+    def reset_derived(self) -> None:
         if self.outputs is not None:
-            check_index(f"{name}.outputs", self.outputs, self.spec.out_features)
+            self.outputs = self.outputs.to(smallest_int(self.spec.out_features))

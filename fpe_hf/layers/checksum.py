@@ -13,6 +13,7 @@ _FOLD = 1_000_003
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 UNVERIFIED = 0
+_MARKS = 1 << 63
 
 
 def checksum(tensors: Iterable[Tensor]) -> Tensor:
@@ -39,3 +40,20 @@ def checksum(tensors: Iterable[Tensor]) -> Tensor:
     if total is None:
         return torch.ones(1, dtype=torch.int64)
     return torch.where(total == UNVERIFIED, 1, total)
+
+
+def was_averaged(stored: Tensor, mark: int) -> bool:
+    """Whether a stored checksum, and so what it belongs to, is an average of several.
+
+    Averages pass through floating point, or are rounded by it: nearly the mark, but not the mark.
+
+    Args:
+        stored: `[2]`, the second of which was the mark.
+        mark: The mark.
+    """
+    if stored.shape != (2,) or stored.is_meta:
+        return False
+    if stored.is_floating_point():
+        return True
+    apart = (int(stored[1]) - mark) % _MARKS
+    return 0 < min(apart, _MARKS - apart) < _MARKS >> 20

@@ -213,9 +213,11 @@ class ElementUp(UpLayer):
 
     def check(self, name: str) -> None:
         count = self.codes_shape[0] * self.codes_shape[1]
-        check_packed(f"{name}.owner", self.owner, self.bits, count, self.spec.alpha)
-        if self.keep is not None:
-            check_keep(f"{name}.keep", self.keep, self.entries, self.weight.numel())
+        owner: Any = self._buffers["owner"]
+        keep = self._buffers["keep"]
+        check_packed(f"{name}.owner", owner, self.bits, count, self.spec.alpha)
+        if keep is not None:
+            check_keep(f"{name}.keep", keep, self.entries, self.weight.numel())
 
     def reset_derived(self) -> None:
         if self.spec.assignment == "hash":
@@ -319,15 +321,16 @@ class ElementDown(DownLayer):
         return result.to(output_dtype(hidden)).view(*hidden.shape[:-1], self.out_features)
 
     def check(self, name: str) -> None:
-        if self.keep is not None:
-            copies = self.spec.alpha if self.owner is None else 1
+        keep = self._buffers["keep"]
+        if keep is not None:
+            copies = self.spec.alpha if self._buffers["owner"] is None else 1
             kept, remainder = divmod(self.weight.numel(), copies)
             if remainder:
                 raise CheckpointError(
                     f"tensor {name + '.weight'!r} has {self.weight.numel()} values, not a multiple "
                     f"of alpha={copies}."
                 )
-            check_keep(f"{name}.keep", self.keep, self.entries, kept)
+            check_keep(f"{name}.keep", keep, self.entries, kept)
 
     def reset_derived(self) -> None:
         if self.owner is not None:

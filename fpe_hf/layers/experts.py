@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from ..belongings import mark_like
 from .base import FPELayer
 from .subclass import Forward, give, is_given, take_back
 
@@ -33,10 +34,12 @@ def move_in(host: nn.Module, layer: FPELayer, weight: str, bias: str | None) -> 
     """
     if not is_given(host):
         give(host, _forward)
-    old = host._parameters[weight]
-    layer.requires_grad_(old is None or old.requires_grad)
     layer.train(host.training)
     names = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    for name, parameter in layer.named_parameters():
+        old = host._parameters[names.get(name, weight)]
+        if old is not None:
+            mark_like(old, parameter)
     layer.move_in(host, names)
     host.add_module(PREFIX + weight, layer)
 

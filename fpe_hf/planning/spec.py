@@ -59,6 +59,8 @@ class BlockSpec:
         experts: Experts that `ups` and `down` stack; 1 for the projections of an ordinary block.
         transposed: Experts: whether each parameter, `ups` then `down`, holds `[in, out]` matrices.
         bias_names: Experts: name of the bias parameter that goes with each, or `None`.
+        place: If names begin otherwise in the model than in the one that was widened, one being a
+            part of the other: with what, there and here.
     """
 
     name: str
@@ -90,6 +92,12 @@ class BlockSpec:
     experts: int = 1
     transposed: tuple[bool, ...] = ()
     bias_names: tuple[str | None, ...] = ()
+    place: tuple[str, ...] = ()
+
+    def here(self, name: str) -> str:
+        """What a name in the block is in the model that it is saved with."""
+        old, new = self.place or ("", "")
+        return new + name.removeprefix(old) if name.startswith(old) else name
 
     @property
     def sources_per_up(self) -> int:
@@ -170,7 +178,7 @@ class BlockSpec:
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values, without those that this kind of block does not use."""
         fields = dataclasses.asdict(self)
-        for name in _unused(self.layout, self.experts > 1):
+        for name in _unused(self.layout, self.experts > 1, bool(self.place)):
             del fields[name]
         return {
             key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()
@@ -193,7 +201,7 @@ class BlockSpec:
         expected = {
             item.name: item
             for item in dataclasses.fields(cls)
-            if item.name not in _unused(str(layout), "experts" in fields)
+            if item.name not in _unused(str(layout), "experts" in fields, "place" in fields)
         }
         for name in fields:
             if name not in expected:
@@ -226,6 +234,7 @@ class BlockSpec:
         require(0.0 <= self.coupling <= 1.0, f"coupling={self.coupling} must be 0.0 to 1.0.")
         require(0 <= self.seed < 2**63, f"seed={self.seed} is out of range.")
         require(self.experts > 0, f"experts={self.experts} must be positive.")
+        require(len(self.place) in (0, 2), f"place={self.place} must be two beginnings of names.")
         if self.experts > 1:
             self._check_experts(require)
         if self.layout == "element":
@@ -300,9 +309,10 @@ _UNUSED = {"element": _BLOCK_FIELDS, "block": _ELEMENT_FIELDS}
 _TYPES: dict[str, type] = {"str": str, "int": int, "bool": bool, "float": float}
 
 
-def _unused(layout: str, experts: bool) -> tuple[str, ...]:
+def _unused(layout: str, experts: bool, placed: bool) -> tuple[str, ...]:
     """The fields that say nothing about a block."""
-    return _UNUSED[layout] + (() if experts else _EXPERT_FIELDS)
+    rare = (() if experts else _EXPERT_FIELDS) + (() if placed else ("place",))
+    return _UNUSED[layout] + rare
 
 
 def _read(where: str, name: str, kind: str, value: object) -> Any:

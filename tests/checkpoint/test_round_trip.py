@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -18,6 +19,8 @@ from transformers import (
     BertModel,
     CLIPVisionModel,
     LlamaForCausalLM,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
 )
 
 import fpe_hf
@@ -84,6 +87,33 @@ def test_every_way_to_widen_is_bit_identical(tmp_path: Path) -> None:
             model = fpe_hf.widen(in_bfloat16(tiny_model(family)), layout=layout)
             save_case(tmp_path / f"{family} {layout} bfloat16", model, inputs_for(model))
     check_fresh(FPE_HF_FIRST, tmp_path)
+
+
+def test_files_with_int16_indices_load(tmp_path: Path) -> None:
+    """Older versions wrote them up to 32,768 inputs."""
+    config = BertConfig(
+        vocab_size=96,
+        hidden_size=260,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+    )
+    model = fpe_hf.widen(BertModel(config), layout="block", fan_out="partition")
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    state = {
+        name: tensor.short() if tensor.dtype == torch.int32 else tensor
+        for name, tensor in load_file(file).items()
+    }
+    assert torch.int16 in {tensor.dtype for tensor in state.values()}
+    save_file(state, file, metadata={"format": "pt"})
+    validate_checkpoint(tmp_path)
+    loaded = BertModel.from_pretrained(tmp_path)
+    assigned = copy.deepcopy(model)
+    assigned.load_state_dict(state, assign=True)
+    for other in (loaded, assigned):
+        assert torch.int16 not in {buffer.dtype for buffer in other.buffers()}
+        assert all(map(torch.equal, other.state_dict().values(), model.state_dict().values()))
 
 
 def test_without_fpe_hf_transformers_fails_loudly(tmp_path: Path) -> None:
@@ -193,6 +223,31 @@ def test_a_tower_widened_alone_loads(tmp_path: Path) -> None:
     pixels = {"pixel_values": inputs_for(stock)["pixel_values"]}
     expected, found = outputs_of(tower, pixels), outputs_of(loaded, pixels)
     assert torch.equal(found["pooler_output"], expected["pooler_output"])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_text_model_of_a_vision_language_checkpoint_stands_alone(
+    layout: str, tmp_path: Path
+) -> None:
+    """transformers renames its tensors, `model.language_model.` to `model.`."""
+    text = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "depth": 1, "num_heads": 4}
+    vision |= {"out_hidden_size": 32, "patch_size": 4, "num_position_embeddings": 16}
+    layers = {"layer_types": ["full_attention"] * 2}
+    config = Qwen3_5Config(text_config={**text, **layers}, vision_config=vision)
+    model = fpe_hf.widen(Qwen3_5ForConditionalGeneration(config).eval(), layout=layout)
+    ids = torch.arange(3, 13)[None]
+    expected = model(input_ids=ids).logits
+    model.save_pretrained(tmp_path / "whole")
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    assert type(alone).__name__ == "Qwen3_5ForCausalLM"
+    alone.save_pretrained(tmp_path / "alone")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "alone")
+    validate_checkpoint(tmp_path / "alone")
+    for text_model in (alone, again):
+        assert len(fpe_hf.audit(text_model, strict=True).blocks) == 2
+        assert torch.equal(text_model(input_ids=ids).logits, expected)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
-import copy
 import pytest
 import torch
 from torch import Tensor, nn

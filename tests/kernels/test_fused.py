@@ -28,9 +28,7 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def gated(*sources: Tensor, overwrite: bool = False) -> Tensor:
     if overwrite:
-        gate, *others = sources
-        gate.copy_(gated(*sources))
-        return gate
+        return sources[0].copy_(gated(*sources))
     if len(sources) == 1:
         return functional.gelu(sources[0])
     return functional.silu(sources[0]) * sources[1]
@@ -110,7 +108,8 @@ def test_hessian_and_jacobians() -> None:
         lambda way: torch.autograd.functional.jacobian(way, x, vectorize=True),
     ):
         ways = [
-            lambda x, way=way: way(MLP(case.spec, gated), x, *given_) for way in (fused.fused, plain)
+            lambda x, way=way: way(MLP(case.spec, gated), x, *given_)
+            for way in (fused.fused, plain)
         ]
         found, expected = map(of, ways)
         assert bool(expected.any())
@@ -123,7 +122,9 @@ def test_only_what_is_wanted_gets_a_gradient() -> None:
     for layer in (up, gate, down):
         layer.requires_grad_(False)
     gate.bias.requires_grad_()  # type: ignore[union-attr]
-    result = fused.fused(MLP(case.spec, gated), torch.randn(3, 8).double(), *operands([up, gate, down]))
+    result = fused.fused(
+        MLP(case.spec, gated), torch.randn(3, 8).double(), *operands([up, gate, down])
+    )
     result.sum().backward()
     assert gate.bias.grad is not None  # type: ignore[union-attr]
     assert all(p.grad is None for layer in (up, down) for p in layer.parameters())
@@ -134,7 +135,10 @@ def test_only_what_is_wanted_gets_a_gradient() -> None:
 )
 def test_precisions(dtype: torch.dtype, tolerance: float) -> None:
     case = make_case("gated", 12, 7, 9, layout="block", alpha=3, dtype=dtype)
-    exact = [t.double() if t is not None and t.is_floating_point() else t for t in operands(case.layers())]
+    exact = [
+        t.double() if t is not None and t.is_floating_point() else t
+        for t in operands(case.layers())
+    ]
     x = torch.randn(9, 12).to(dtype)
     found = fused.fused(MLP(case.spec, gated), x, *operands(case.layers()))
     expected = plain(MLP(case.spec, gated), x.double(), *exact)

@@ -84,7 +84,7 @@ def test_a_drawn_division_is_restored() -> None:
         assert layer.owner is not None
         drawn = layer.owner.clone()
         layer.owner.zero_()
-        layer.reset_derived()
+        layer.settle()
         assert torch.equal(layer.owner, drawn)
 
 

@@ -1,4 +1,7 @@
-"""Two processes compute what one computes: DDP through a recipe, FSDP2 on a widened model."""
+"""Two processes compute what one computes: DDP through a recipe and alone, FSDP2, broadcasts.
+
+Wider than 256, so that indices need more than a byte.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 import fpe_hf
 from fpe_hf.recipes.launching import accelerate_config
@@ -28,7 +37,7 @@ model:
   task: image-classification
   config:
     model_type: vit
-    hidden_size: 16
+    hidden_size: 272
     intermediate_size: 32
     num_hidden_layers: 1
     num_attention_heads: 2
@@ -143,3 +152,56 @@ def test_fsdp2_computes_and_saves_what_one_process_does(layout: str, tmp_path: P
     torch.testing.assert_close(
         loaded(input_ids=ids).logits, alone(input_ids=ids).logits, rtol=1e-4, atol=1e-5
     )
+
+
+def wide_mlp(seed: int = 0, **options: Any) -> nn.Module:
+    """A widened MLP that reads and writes more channels than a byte can number."""
+    torch.manual_seed(seed)
+    parent = nn.Sequential(nn.Linear(272, 24), nn.GELU(), nn.Linear(24, 272))
+    return fpe_hf.widen(parent, example_inputs=(torch.randn(1, 272),), **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"find_unused_parameters": True}, {"static_graph": True}], ids=str
+)
+@pytest.mark.parametrize("layout", ["element", "block"])
+def test_ddp_computes_what_one_process_does(
+    layout: str, options: dict[str, bool], tmp_path: Path
+) -> None:
+    x = torch.randn(8, 272, generator=torch.Generator().manual_seed(0))
+
+    def train(model: nn.Module, rows: slice) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(x[rows]).square().mean().backward()
+            optimizer.step()
+
+    def work(rank: int) -> None:
+        model = wide_mlp(layout=layout, fan_out="partition")
+        train(DistributedDataParallel(model, **options), slice(4 * rank, 4 * rank + 4))
+        if rank == 0:
+            torch.save(model.state_dict(), tmp_path / "two.pt")
+
+    in_two_processes(work, tmp_path / "rendezvous")
+    alone = wide_mlp(layout=layout, fan_out="partition")
+    train(alone, slice(None))
+    for name, tensor in torch.load(tmp_path / "two.pt").items():
+        if not name.endswith("checksum"):
+            torch.testing.assert_close(alone.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["element", "block"])
+def test_a_state_dict_is_broadcast_from_the_first_process(layout: str, tmp_path: Path) -> None:
+    def work(rank: int) -> None:
+        model, own = wide_mlp(seed=rank, layout=layout, fan_out="partition"), {}
+        if rank == 0:
+            own = model.state_dict()
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(model, own, options=options)
+        torch.save(model.state_dict(), tmp_path / f"{rank}.pt")
+
+    in_two_processes(work, tmp_path / "rendezvous")
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())

@@ -1,0 +1,105 @@
+"""Saving: the plan goes where the loader of what is saved looks for it.
+
+`widen` writes the plan into the config of the model it is given. What is saved may be another: a
+model that this one is a part of, or a part of it. transformers offers no hook, so its
+`save_pretrained` is wrapped, once the first model has been widened or loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..config import FPEConfig
+from ..errors import CheckpointError
+from ..modules import blocks_of, projections
+from ..planning import BlockSpec
+
+if TYPE_CHECKING:
+    from .quantizer import FPEQuantizationConfig
+
+
+def wrap_saving() -> None:
+    """Has models of transformers, if it is loaded, save the plan of what is widened in them."""
+    library = sys.modules.get("transformers.modeling_utils")
+    if library is None or hasattr(library.PreTrainedModel.save_pretrained, "saves_plans"):
+        return
+    original = library.PreTrainedModel.save_pretrained
+
+    @wraps(original)
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _planned(self):
+            return original(self, *args, **kwargs)
+
+    save_pretrained.saves_plans = True  # type: ignore[attr-defined]
+    library.PreTrainedModel.save_pretrained = save_pretrained
+
+
+@contextmanager
+def _planned(model: Any) -> Iterator[None]:
+    """Within it, the model's config holds the plan of all that is widened in the model."""
+    from .quantizer import keep_names
+
+    # Of a model with adapters, transformers saves these alone, and no config.
+    plan = None if getattr(model, "_hf_peft_config_loaded", False) else plan_of(model)
+    config, own = vars(model.config), vars(model)
+    if plan is None or plan is config.get("quantization_config"):
+        yield
+        return
+    changed = ((config, "quantization_config"), (own, "_weight_conversions"))
+    before = [(attributes, name, attributes.get(name, changed)) for attributes, name in changed]
+    model.config.quantization_config = plan
+    keep_names(model)
+    try:
+        yield
+    finally:
+        for attributes, name, value in before:
+            if value is changed:
+                del attributes[name]
+            else:
+                attributes[name] = value
+
+
+def plan_of(model: Any) -> FPEQuantizationConfig | None:
+    """The plan of all that is widened in a model of transformers, to be saved with it.
+
+    Args:
+        model: The model. It may be a part of what was widened, or hold it as a part.
+
+    Returns:
+        What its config holds, if that says it all; `None` if nothing is widened.
+
+    Raises:
+        CheckpointError: The projections of a block are not where they belong.
+    """
+    from .quantizer import FORMAT_VERSION, FPEQuantizationConfig
+
+    specs = _specs(model)
+    if not specs:
+        return None
+    configs = (getattr(module, "config", None) for module in model.modules())
+    stored = (getattr(config, "quantization_config", None) for config in configs)
+    plans = [plan for plan in stored if isinstance(plan, FPEQuantizationConfig)]
+    own = getattr(model.config, "quantization_config", None)
+    if isinstance(own, FPEQuantizationConfig) and all(spec in own.specs for spec in specs):
+        return own
+    asked = plans[0].config if plans else FPEConfig().to_dict()
+    blocks = [spec.to_dict() for spec in specs]
+    return FPEQuantizationConfig(format_version=FORMAT_VERSION, config=asked, blocks=blocks)
+
+
+def _specs(model: nn.Module) -> list[BlockSpec]:
+    """The widened blocks of a model, each with its place there."""
+    blocks = blocks_of(model)
+    for spec, layers in blocks.items():
+        if len(layers) < len(projections(spec)):
+            raise CheckpointError(
+                f"block {spec.name!r} was taken apart: {', '.join(layers)} is away from the "
+                "others. Such a model cannot be saved; put them back together."
+            )
+    return list(blocks)
