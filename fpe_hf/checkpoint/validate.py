@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +9,11 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..planning import BlockSpec
+from .files import CONFIG, check_regular, read_json, weight_files
 from .limits import bounded_parameters, check_backing, check_counts, check_tiles, parameter_limit
 from .loading import empty_model, insert_empty_layers
 from .quantizer import QUANT_METHOD, FPEQuantizationConfig, FPEQuantizer
 from .verify import check_present, model_tensors, open_safetensors, verify_layers
-
-CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-MAX_JSON_BYTES = 64 * 2**20
-_FILE_NAME = re.compile(r"[^/\\\0]{1,200}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -44,12 +37,15 @@ class ValidationReport:
     numbers: bool = True
 
 
-def validate_checkpoint(path: str | Path, *, numbers: bool = True) -> ValidationReport:
+def validate_checkpoint(
+    path: str | Path, *, numbers: bool = True, variant: str | None = None
+) -> ValidationReport:
     """Checks the config and every tensor of a widened model's folder.
 
     Args:
         path: The folder.
         numbers: Read the numbers of the widened layers, to check their indices and checksums.
+        variant: Which files to check, as `from_pretrained` takes it.
 
     Returns:
         What it holds.
@@ -58,6 +54,7 @@ def validate_checkpoint(path: str | Path, *, numbers: bool = True) -> Validation
         CheckpointError: Anything is missing, damaged, contradictory or from a newer format.
     """
     folder = Path(path)
+    check_regular(folder)
     config = read_json(folder / CONFIG)
     stored = config.get("quantization_config")
     if not isinstance(stored, dict) or stored.get("quant_method") != QUANT_METHOD:
@@ -65,7 +62,7 @@ def validate_checkpoint(path: str | Path, *, numbers: bool = True) -> Validation
     check_counts(config, str(folder / CONFIG))
     plan = FPEQuantizationConfig(**stored)
     check_tiles(plan.specs)
-    files = [folder / name for name in weight_files(folder)]
+    files = [folder / name for name in weight_files(folder, config, variant)]
     for file in files:
         if not file.is_file():
             raise CheckpointError(f"{file} is missing.")
@@ -74,46 +71,10 @@ def validate_checkpoint(path: str | Path, *, numbers: bool = True) -> Validation
     with model_tensors(model, [str(file) for file in files], FPEQuantizer(plan)) as tensors:
         check_backing(model, tensors, sum(file.stat().st_size for file in files))
         _check_rest(model, tensors)
-        verify_layers(model, tensors, numbers=numbers)
+        verify_layers(model, tensors, numbers=numbers, summed=True)
         return ValidationReport(
             folder, type(model).__name__, tuple(plan.specs), tuple(files), len(tensors), numbers
         )
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        CheckpointError: It cannot be read, is something else, or is larger than any config.
-    """
-    try:
-        if file.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{file} is larger than {MAX_JSON_BYTES:,} bytes.")
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} must hold a JSON object.")
-    return content
-
-
-def weight_files(folder: Path) -> list[str]:
-    """Names of the safetensors files of a folder, by its index if there is one.
-
-    Raises:
-        CheckpointError: The index is broken, or names what is not a file in the folder.
-    """
-    index = folder / INDEX
-    if not index.exists():
-        return [SINGLE]
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map.")
-    names = list({str(name): None for name in weight_map.values()})
-    for name in names:
-        if not _FILE_NAME.fullmatch(name):
-            raise CheckpointError(f"{index} names {name!r}, which is not a file in the folder.")
-    return sorted(names)
 
 
 def count_tensors(files: Iterable[Path]) -> int:
