@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..layers import FPELayer
 from ..modules import fpe_layers
+from .files import weight_files
 from .limits import check_backing
 from .loading import is_saved_class
 
@@ -41,6 +43,22 @@ def verify_files(model: PreTrainedModel, files: Sequence[str], quantizer: HfQuan
         check_backing(model, tensors, sum(os.path.getsize(file) for file in files))
         if is_saved_class(model):
             check_present(model, tensors)
+        verify_layers(model, tensors)
+
+
+def verify_checkpoint(model: nn.Module, folder: Path) -> None:
+    """Checks a checkpoint of the Trainer, which it loads by the names in memory.
+
+    Args:
+        model: The widened model that it is going to be loaded into.
+        folder: The checkpoint.
+
+    Raises:
+        CheckpointError: As `verify_files`.
+    """
+    files = [str(folder / name) for name in weight_files(folder, {})]
+    with open_tensors(files) as tensors:
+        _add_twins(model, tensors)
         verify_layers(model, tensors)
 
 
@@ -121,7 +139,7 @@ def open_tensors(files: Sequence[str]) -> Iterator[dict[str, tuple[Any, str]]]:
         yield tensors
 
 
-def _add_twins(model: PreTrainedModel, tensors: dict[str, tuple[Any, str]]) -> None:
+def _add_twins(model: nn.Module, tensors: dict[str, tuple[Any, str]]) -> None:
     """Lets a tensor stand for the tied ones, too: transformers saves one of them."""
     twins: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

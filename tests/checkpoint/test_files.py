@@ -85,7 +85,7 @@ def test_two_keys_for_one_tensor(prefix: str, read: Any, folder: Path) -> None:
     save_file({key: shard["bert." + name] + 1}, folder / "zz.safetensors", {"format": "pt"})
     index["weight_map"][key if prefix == "" else "more"] = "zz.safetensors"
     (folder / INDEX).write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="are the same tensor|is in two files"):
+    with pytest.raises(CheckpointError, match=r"are the same tensor|is in two files"):
         read(folder)
 
 
@@ -111,7 +111,7 @@ def test_weights_that_nobody_has_summed_load_but_are_not_valid(folder: Path) -> 
     for name, layer in fpe_hf.modules.fpe_layers(model):
         tensors[f"{name}.checksum"] = torch.tensor(layer.unsummed)
     save_file(tensors, folder / SINGLE, {"format": "pt"})
-    with pytest.raises(CheckpointError, match="no checksum.*save_pretrained"):
+    with pytest.raises(CheckpointError, match=r"no checksum.*save_pretrained"):
         validate_checkpoint(folder)
     fpe_hf.from_pretrained(folder).save_pretrained(folder)
     validate_checkpoint(folder)
