@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..discovery import find_mlps
+from ..errors import CheckpointError, DiscoveryError
 from ..planning import BlockSpec
 from .files import CONFIG, check_regular, read_json, weight_files
 from .limits import bounded_parameters, check_backing, check_counts, check_tiles, parameter_limit
-from .loading import empty_model, insert_empty_layers
+from .loading import blocks_of, empty_model, insert_empty_layers
 from .quantizer import QUANT_METHOD, FPEQuantizationConfig, FPEQuantizer
 from .verify import check_present, model_tensors, open_safetensors, verify_layers
 
@@ -38,13 +39,14 @@ class ValidationReport:
 
 
 def validate_checkpoint(
-    path: str | Path, *, numbers: bool = True, variant: str | None = None
+    path: str | Path, *, numbers: bool = True, blocks: bool = True, variant: str | None = None
 ) -> ValidationReport:
     """Checks the config and every tensor of a widened model's folder.
 
     Args:
         path: The folder.
         numbers: Read the numbers of the widened layers, to check their indices and checksums.
+        blocks: Run the stock model on fake tensors, to see whether it has these blocks.
         variant: Which files to check, as `from_pretrained` takes it.
 
     Returns:
@@ -72,6 +74,8 @@ def validate_checkpoint(
         check_backing(model, tensors, sum(file.stat().st_size for file in files))
         _check_rest(model, tensors)
         verify_layers(model, tensors, numbers=numbers, summed=True)
+        if blocks:
+            _check_blocks(_empty_model(folder, len(tensors)), plan.specs)
         return ValidationReport(
             folder, type(model).__name__, tuple(plan.specs), tuple(files), len(tensors), numbers
         )
@@ -106,6 +110,26 @@ def _empty_model(folder: Path, tensors: int) -> Any:
             f"{folder / CONFIG} does not describe a model that transformers can build: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _check_blocks(model: Any, specs: Sequence[BlockSpec]) -> None:
+    """Checks that the stock model runs the projections of every block one after the other.
+
+    Other projections may have fitting shapes, such as those of attention. What no run reaches as a
+    whole cannot be told.
+    """
+    try:
+        found = find_mlps(model)
+    except DiscoveryError:
+        return
+    known = {(frozenset((*block.ups, block.down)), block.fused) for block in found.with_requested}
+    for spec, names in blocks_of(model, specs):
+        own = frozenset(names.values())
+        if (own, spec.fused) not in known and any(own <= run for run in found.runs):
+            raise CheckpointError(
+                f"block {spec.name!r} of the FPE config is no MLP block of {type(model).__name__}: "
+                f"{spec.down!r} does not read an activation of {' and '.join(spec.ups)}."
+            )
 
 
 def _check_rest(model: Any, tensors: dict[str, Any]) -> None:

@@ -53,7 +53,7 @@ def from_pretrained(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreT
     check_regular(folder)
     widened = _is_widened(name_or_path, place)
     if widened and folder.is_dir():
-        validate_checkpoint(folder, numbers=False, variant=kwargs.get("variant"))
+        validate_checkpoint(folder, numbers=False, blocks=False, variant=kwargs.get("variant"))
     with bounded_parameters(MAX_PARAMETERS), _typed_errors(name_or_path, widened):
         return load_model(name_or_path, **kwargs)
 
