@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,14 @@ from ..discovery import find_mlps
 from ..errors import CheckpointError, DiscoveryError
 from ..planning import BlockSpec
 from .files import CONFIG, check_regular, read_json, weight_files
-from .limits import bounded_parameters, check_backing, check_counts, check_tiles, parameter_limit
+from .limits import (
+    bounded_parameters,
+    check_backing,
+    check_counts,
+    check_plan,
+    limited_resources,
+    parameter_limit,
+)
 from .loading import blocks_of, empty_model, insert_empty_layers
 from .quantizer import QUANT_METHOD, FPEQuantizationConfig, FPEQuantizer
 from .verify import check_present, model_tensors, open_safetensors, verify_layers
@@ -39,7 +47,12 @@ class ValidationReport:
 
 
 def validate_checkpoint(
-    path: str | Path, *, numbers: bool = True, blocks: bool = True, variant: str | None = None
+    path: str | Path,
+    *,
+    numbers: bool = True,
+    blocks: bool = True,
+    variant: str | None = None,
+    limited: bool = False,
 ) -> ValidationReport:
     """Checks the config and every tensor of a widened model's folder.
 
@@ -48,6 +61,7 @@ def validate_checkpoint(
         numbers: Read the numbers of the widened layers, to check their indices and checksums.
         blocks: Run the stock model on fake tensors, to see whether it has these blocks.
         variant: Which files to check, as `from_pretrained` takes it.
+        limited: Limit the memory and time of this process while a model is built by the config.
 
     Returns:
         What it holds.
@@ -63,22 +77,27 @@ def validate_checkpoint(
         raise CheckpointError(f"{folder / CONFIG} does not describe a widened model.")
     check_counts(config, str(folder / CONFIG))
     plan = FPEQuantizationConfig(**stored)
-    check_tiles(plan.specs)
     files = [folder / name for name in weight_files(folder, config, variant)]
     for file in files:
         if not file.is_file():
             raise CheckpointError(f"{file} is missing.")
-    model = _empty_model(folder, count_tensors(files))
-    insert_empty_layers(model, plan.specs)
+    size = sum(file.stat().st_size for file in files)
+    check_plan(plan.specs, size)
+    limits = limited_resources if limited else nullcontext
+    with limits():
+        model = _empty_model(folder, count_tensors(files))
+        insert_empty_layers(model, plan.specs)
     with model_tensors(model, [str(file) for file in files], FPEQuantizer(plan)) as tensors:
-        check_backing(model, tensors, sum(file.stat().st_size for file in files))
+        check_backing(model, tensors, size)
         _check_rest(model, tensors)
         verify_layers(model, tensors, numbers=numbers, summed=True)
-        if blocks:
-            _check_blocks(_empty_model(folder, len(tensors)), plan.specs)
-        return ValidationReport(
+        report = ValidationReport(
             folder, type(model).__name__, tuple(plan.specs), tuple(files), len(tensors), numbers
         )
+    if blocks:
+        with limits():
+            _check_blocks(_empty_model(folder, report.tensors), plan.specs)
+    return report
 
 
 def count_tensors(files: Iterable[Path]) -> int:

@@ -84,4 +84,4 @@ def check_folder(folder: Path, variant: str | None = None) -> ValidationReport:
     with working(f"Checking {folder}"):
         from ..checkpoint.validate import validate_checkpoint
 
-        return validate_checkpoint(folder, variant=variant)
+        return validate_checkpoint(folder, variant=variant, limited=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.files import check_regular
-from ..checkpoint.limits import MAX_PARAMETERS, bounded_parameters, check_counts, check_tiles
+from ..checkpoint.limits import MAX_PARAMETERS, bounded_parameters, check_counts, check_plan
 from ..checkpoint.loading import load_model
 from ..checkpoint.validate import validate_checkpoint
 from ..errors import CheckpointError, ConfigError, FPEError
@@ -79,7 +79,7 @@ def _is_widened(name_or_path: str | os.PathLike[str], place: dict[str, Any]) -> 
         return False
     from ..checkpoint.quantizer import FPEQuantizationConfig
 
-    check_tiles(FPEQuantizationConfig(**stored).specs)
+    check_plan(FPEQuantizationConfig(**stored).specs)
     return True
 
 
