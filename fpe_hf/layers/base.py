@@ -252,9 +252,10 @@ class FPELayer(nn.Module):
         stored = self.stored()
         given = {own: self._fitting(name, own, tensors[own]) for own in tensors.keys() & stored}
         summed = given.pop("checksum", None)
+        twin = None
         indices = {**self.index_buffers(), **given}.items()
-        twin = self._holding(given)
-        if at_hand(*(t for own, t in indices if own in stored and own in INDEX_BUFFERS)):
+        if given and at_hand(*(t for own, t in indices if own in stored and own in INDEX_BUFFERS)):
+            twin = self._holding(given)
             twin.check(name)
         if summed is None or not at_hand(summed):
             return
@@ -264,12 +265,13 @@ class FPELayer(nn.Module):
                 "zeroed, and the file is damaged."
             )
         whole = given.keys() == stored.keys() - {"checksum"} and at_hand(*given.values())
-        known = whole and summed.tolist() != self.unsummed
-        if known and not torch.equal(twin.compute_checksum().to(summed.device), summed):
+        if twin is None or not whole or summed.tolist() == self.unsummed:
+            return
+        if not torch.equal(twin.compute_checksum().to(summed.device), summed):
             raise CheckpointError(
                 f"the tensors of {name!r} do not match their checksum: the file is damaged, or "
-                "tensors were exchanged. Download or save it again. If a state dict was changed on "
-                f"purpose, leave {self.key(name, 'checksum')!r} out of it."
+                "tensors were exchanged. Download or save it again; of a state dict that was "
+                f"changed on purpose, leave {self.key(name, 'checksum')!r} out."
             )
 
     def _fitting(self, name: str, own: str, tensor: Tensor) -> Tensor:
