@@ -13,6 +13,7 @@ from tools.fuzz.campaign import Tally, limited_time, run, try_input, warm_up
 from tools.fuzz.targets import TARGETS, Target
 
 EXAMPLES = {"config": 50, "results": 40, "recipe": 30, "checkpoint": 120, "loading": 40}
+EXAMPLES["state-dict"] = 200
 
 
 @pytest.mark.parametrize("name", list(TARGETS))
