@@ -25,8 +25,7 @@ def select_blocks(found: MLPBlocks, config: FPEConfig) -> list[tuple[MLPBlock, F
         TargetError: A word of the configuration names no block.
         PlanError: A block is too small for its configuration.
     """
-    on_request = [miss.block for miss in found.near_misses if miss.block is not None]
-    known = [*found, *on_request]
+    known = found.with_requested
     if config.targets is None:
         chosen = list(found)
     else:

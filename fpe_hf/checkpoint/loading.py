@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -93,25 +93,8 @@ def insert_empty_layers(model: PreTrainedModel, specs: Sequence[BlockSpec]) -> N
     Raises:
         CheckpointError: A block fits the model only in part, or none is there.
     """
-    modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    rename = _renaming(model)
     inserted = 0
-    for spec in specs:
-        known = parameters if spec.experts > 1 else modules
-        prefix = model.base_model_prefix
-        names = {
-            name: _resolve(here, known, prefix) or _resolve(rename(here), known, prefix)
-            for name, here in zip(projections(spec), map(spec.here, projections(spec)), strict=True)
-        }
-        found = {name: own for name, own in names.items() if own is not None}
-        if not found:
-            continue
-        if len(found) < len(names):
-            raise CheckpointError(
-                f"block {spec.name!r} of the FPE config names {sorted(set(names) - set(found))}, "
-                f"which {type(model).__name__} does not have, beside {sorted(found)}, which it has."
-            )
+    for spec, found in blocks_of(model, specs):
         complaints = check_skeleton(model, spec, found)
         if complaints:
             raise CheckpointError(f"block {spec.name!r} does not fit: {'; '.join(complaints)}.")
@@ -128,6 +111,34 @@ def insert_empty_layers(model: PreTrainedModel, specs: Sequence[BlockSpec]) -> N
             f"none of the {len(specs)} blocks of the FPE config is in {type(model).__name__}; "
             f"the first is {specs[0].name!r}. Load the class the model was saved from."
         )
+
+
+def blocks_of(
+    model: PreTrainedModel, specs: Sequence[BlockSpec]
+) -> Iterator[tuple[BlockSpec, dict[str, str]]]:
+    """The blocks that a model without weights has, each with its projections' names in the model.
+
+    Raises:
+        CheckpointError: The model has a block only in part.
+    """
+    modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    rename = _renaming(model)
+    for spec in specs:
+        known = parameters if spec.experts > 1 else modules
+        prefix = model.base_model_prefix
+        names = {
+            name: _resolve(here, known, prefix) or _resolve(rename(here), known, prefix)
+            for name, here in zip(projections(spec), map(spec.here, projections(spec)), strict=True)
+        }
+        found = {name: own for name, own in names.items() if own is not None}
+        if 0 < len(found) < len(names):
+            raise CheckpointError(
+                f"block {spec.name!r} of the FPE config names {sorted(set(names) - set(found))}, "
+                f"which {type(model).__name__} does not have, beside {sorted(found)}, which it has."
+            )
+        if found:
+            yield spec, found
 
 
 def _renaming(model: PreTrainedModel) -> Callable[[str], str]:

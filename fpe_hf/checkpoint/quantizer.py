@@ -7,6 +7,7 @@ by name, and hands the model back to the quantizer. That is exactly what a widen
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -166,13 +167,16 @@ class FPEQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, **kwargs: Any
     ) -> PreTrainedModel:
+        from .limits import check_plan
         from .loading import insert_empty_layers
         from .saving import wrap_saving
         from .verify import verify_files
 
         wrap_saving()
-        insert_empty_layers(model, self.quantization_config.specs)
         files = kwargs.get("checkpoint_files")
+        specs = self.quantization_config.specs
+        check_plan(specs, None if files is None else sum(map(os.path.getsize, files)))
+        insert_empty_layers(model, specs)
         if files is not None:
             verify_files(model, files, self)
         return model

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .verify import open_safetensors
+from .files import INDEX, SINGLE
+from .verify import name_in_model, open_safetensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,8 +40,6 @@ def stock_files(name_or_path: str | os.PathLike[str], revision: str | None) -> l
     """
     from transformers.utils import cached_file
     from transformers.utils.hub import get_checkpoint_shard_files
-
-    from .validate import INDEX, SINGLE
 
     def find(file: str) -> str | None:
         options = {"_raise_exceptions_for_missing_entries": False}
@@ -150,7 +149,6 @@ class StockReader:
             WeightConverter,
             WeightRenaming,
             dot_natural_key,
-            rename_source_key,
         )
 
         known = self._model.state_dict()
@@ -163,9 +161,7 @@ class StockReader:
         targets = {source: c.target_patterns for c in converters for source in c.source_patterns}
         keys: dict[str, list[str]] = defaultdict(list)
         for key in sorted(self._slices, key=dot_natural_key):
-            name, source = rename_source_key(key, renamings, converters, prefix, known)
-            if name not in known and key in known:
-                name, source = rename_source_key(key, [], [], prefix, known)
+            name, source = name_in_model(key, renamings, converters, prefix, known)
             first, *more = targets[source] if source is not None else [name]
             for made in (name, *(name.replace(first, other) for other in more)):
                 if made in known:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..discovery import find_mlps
+from ..errors import CheckpointError, DiscoveryError
 from ..planning import BlockSpec
-from .limits import bounded_parameters, check_backing, check_counts, check_tiles, parameter_limit
-from .loading import empty_model, insert_empty_layers
+from .files import CONFIG, check_regular, read_json, weight_files
+from .limits import (
+    bounded_parameters,
+    check_backing,
+    check_counts,
+    check_plan,
+    limited_resources,
+    parameter_limit,
+)
+from .loading import blocks_of, empty_model, insert_empty_layers
 from .quantizer import QUANT_METHOD, FPEQuantizationConfig, FPEQuantizer
 from .verify import check_present, model_tensors, open_safetensors, verify_layers
-
-CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-MAX_JSON_BYTES = 64 * 2**20
-_FILE_NAME = re.compile(r"[^/\\\0]{1,200}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,22 @@ class ValidationReport:
     numbers: bool = True
 
 
-def validate_checkpoint(path: str | Path, *, numbers: bool = True) -> ValidationReport:
+def validate_checkpoint(
+    path: str | Path,
+    *,
+    numbers: bool = True,
+    blocks: bool = True,
+    variant: str | None = None,
+    limited: bool = False,
+) -> ValidationReport:
     """Checks the config and every tensor of a widened model's folder.
 
     Args:
         path: The folder.
         numbers: Read the numbers of the widened layers, to check their indices and checksums.
+        blocks: Run the stock model on fake tensors, to see whether it has these blocks.
+        variant: Which files to check, as `from_pretrained` takes it.
+        limited: Limit the memory and time of this process while a model is built by the config.
 
     Returns:
         What it holds.
@@ -58,62 +70,34 @@ def validate_checkpoint(path: str | Path, *, numbers: bool = True) -> Validation
         CheckpointError: Anything is missing, damaged, contradictory or from a newer format.
     """
     folder = Path(path)
+    check_regular(folder)
     config = read_json(folder / CONFIG)
     stored = config.get("quantization_config")
     if not isinstance(stored, dict) or stored.get("quant_method") != QUANT_METHOD:
         raise CheckpointError(f"{folder / CONFIG} does not describe a widened model.")
     check_counts(config, str(folder / CONFIG))
     plan = FPEQuantizationConfig(**stored)
-    check_tiles(plan.specs)
-    files = [folder / name for name in weight_files(folder)]
+    files = [folder / name for name in weight_files(folder, config, variant)]
     for file in files:
         if not file.is_file():
             raise CheckpointError(f"{file} is missing.")
-    model = _empty_model(folder, count_tensors(files))
-    insert_empty_layers(model, plan.specs)
+    size = sum(file.stat().st_size for file in files)
+    check_plan(plan.specs, size)
+    limits = limited_resources if limited else nullcontext
+    with limits():
+        model = _empty_model(folder, count_tensors(files))
+        insert_empty_layers(model, plan.specs)
     with model_tensors(model, [str(file) for file in files], FPEQuantizer(plan)) as tensors:
-        check_backing(model, tensors, sum(file.stat().st_size for file in files))
+        check_backing(model, tensors, size)
         _check_rest(model, tensors)
-        verify_layers(model, tensors, numbers=numbers)
-        return ValidationReport(
+        verify_layers(model, tensors, numbers=numbers, summed=True)
+        report = ValidationReport(
             folder, type(model).__name__, tuple(plan.specs), tuple(files), len(tensors), numbers
         )
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        CheckpointError: It cannot be read, is something else, or is larger than any config.
-    """
-    try:
-        if file.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{file} is larger than {MAX_JSON_BYTES:,} bytes.")
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} must hold a JSON object.")
-    return content
-
-
-def weight_files(folder: Path) -> list[str]:
-    """Names of the safetensors files of a folder, by its index if there is one.
-
-    Raises:
-        CheckpointError: The index is broken, or names what is not a file in the folder.
-    """
-    index = folder / INDEX
-    if not index.exists():
-        return [SINGLE]
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map.")
-    names = list({str(name): None for name in weight_map.values()})
-    for name in names:
-        if not _FILE_NAME.fullmatch(name):
-            raise CheckpointError(f"{index} names {name!r}, which is not a file in the folder.")
-    return sorted(names)
+    if blocks:
+        with limits():
+            _check_blocks(_empty_model(folder, report.tensors), plan.specs)
+    return report
 
 
 def count_tensors(files: Iterable[Path]) -> int:
@@ -145,6 +129,26 @@ def _empty_model(folder: Path, tensors: int) -> Any:
             f"{folder / CONFIG} does not describe a model that transformers can build: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _check_blocks(model: Any, specs: Sequence[BlockSpec]) -> None:
+    """Checks that the stock model runs the projections of every block one after the other.
+
+    Other projections may have fitting shapes, such as those of attention. What no run reaches as a
+    whole cannot be told.
+    """
+    try:
+        found = find_mlps(model)
+    except DiscoveryError:
+        return
+    known = {(frozenset((*block.ups, block.down)), block.fused) for block in found.with_requested}
+    for spec, names in blocks_of(model, specs):
+        own = frozenset(names.values())
+        if (own, spec.fused) not in known and any(own <= run for run in found.runs):
+            raise CheckpointError(
+                f"block {spec.name!r} of the FPE config is no MLP block of {type(model).__name__}: "
+                f"{spec.down!r} does not read an activation of {' and '.join(spec.ups)}."
+            )
 
 
 def _check_rest(model: Any, tensors: dict[str, Any]) -> None:

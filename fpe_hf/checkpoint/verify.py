@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..layers import FPELayer, empty_twin
-from ..layers.checksum import UNVERIFIED, was_averaged
+from ..layers import FPELayer
+from ..layers.checksum import was_averaged
 from ..modules import fpe_layers
+from .files import weight_files
 from .limits import check_backing
 from .loading import is_saved_class
 
@@ -45,6 +47,22 @@ def verify_files(model: PreTrainedModel, files: Sequence[str], quantizer: HfQuan
         verify_layers(model, tensors)
 
 
+def verify_checkpoint(model: nn.Module, folder: Path) -> None:
+    """Checks a checkpoint of the Trainer, which it loads by the names in memory.
+
+    Args:
+        model: The widened model that it is going to be loaded into.
+        folder: The checkpoint.
+
+    Raises:
+        CheckpointError: As `verify_files`.
+    """
+    files = [str(folder / name) for name in weight_files(folder, {})]
+    with open_tensors(files) as tensors:
+        _add_twins(model, tensors)
+        verify_layers(model, tensors)
+
+
 def check_present(model: PreTrainedModel, tensors: Container[str]) -> None:
     """Checks that a checkpoint has every tensor of the model that is not tied to another.
 
@@ -60,7 +78,11 @@ def check_present(model: PreTrainedModel, tensors: Container[str]) -> None:
 
 
 def verify_layers(
-    model: PreTrainedModel, tensors: dict[str, tuple[Any, str]], *, numbers: bool = True
+    model: nn.Module,
+    tensors: dict[str, tuple[Any, str]],
+    *,
+    numbers: bool = True,
+    summed: bool = False,
 ) -> None:
     """Checks the tensors of every widened layer; see `verify_files`.
 
@@ -68,11 +90,12 @@ def verify_layers(
         model: A model with empty widened layers.
         tensors: Name in the model -> (open file, name in the file).
         numbers: Read the numbers, too; else only names, shapes and dtypes are checked.
+        summed: Refuse layers whose checksum says that it could not be computed.
     """
     for name, layer in fpe_layers(model):
         _check_headers(name, layer, tensors)
         if numbers:
-            _check_numbers(name, layer, tensors)
+            _check_numbers(name, layer, tensors, summed)
 
 
 @contextmanager
@@ -80,18 +103,44 @@ def model_tensors(
     model: PreTrainedModel, files: Sequence[str], quantizer: HfQuantizer
 ) -> Iterator[dict[str, tuple[Any, str]]]:
     """Opens a checkpoint: name in the model -> (open file, name in the file)."""
-    with ExitStack() as stack:
-        tensors: dict[str, tuple[Any, str]] = {}
-        for file in files:
-            opened = stack.enter_context(open_safetensors(file))
-            keys = list(opened.keys())
-            for key, known in zip(keys, _model_keys(model, keys, quantizer), strict=True):
-                tensors[known] = (opened, key)
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import dot_natural_key
+
+    known = model.state_dict()
+    renamings = get_model_conversion_mapping(model, hf_quantizer=quantizer)
+    tensors: dict[str, tuple[Any, str]] = {}
+    with open_tensors(files) as opened:
+        for key in sorted(opened, key=dot_natural_key):
+            name, _ = name_in_model(key, renamings, [], model.base_model_prefix, known)
+            if name in tensors and name in known:
+                raise CheckpointError(
+                    f"{tensors[name][1]!r} and {key!r} in the files are the same tensor, {name!r}: "
+                    "remove one."
+                )
+            tensors[name] = opened[key]
         _add_twins(model, tensors)
         yield tensors
 
 
-def _add_twins(model: PreTrainedModel, tensors: dict[str, tuple[Any, str]]) -> None:
+@contextmanager
+def open_tensors(files: Sequence[str]) -> Iterator[dict[str, tuple[Any, str]]]:
+    """Opens safetensors files: name in a file -> (open file, name in the file).
+
+    Raises:
+        CheckpointError: A file is broken, or two hold tensors of the same name.
+    """
+    with ExitStack() as stack:
+        tensors: dict[str, tuple[Any, str]] = {}
+        for file in files:
+            opened = stack.enter_context(open_safetensors(file))
+            for key in list(opened.keys()):
+                if key in tensors:
+                    raise CheckpointError(f"{key!r} is in two files, one of them {file!r}.")
+                tensors[key] = (opened, key)
+        yield tensors
+
+
+def _add_twins(model: nn.Module, tensors: dict[str, tuple[Any, str]]) -> None:
     """Lets a tensor stand for the tied ones, too: transformers saves one of them."""
     twins: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -124,21 +173,31 @@ def open_safetensors(file: str, backend: str = "mmap") -> Any:
         raise CheckpointError(f"{file!r} is broken or truncated: {error}.") from error
 
 
-def _model_keys(model: PreTrainedModel, keys: Iterable[str], quantizer: HfQuantizer) -> list[str]:
-    """Names in the model for names in a file, as transformers will map them."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
+def name_in_model(
+    key: str,
+    renamings: list[Any],
+    converters: list[Any],
+    prefix: str,
+    known: Mapping[str, Tensor],
+) -> tuple[str, str | None]:
+    """The name in the model for a name in a file, as transformers' loader finds it.
+
+    Args:
+        key: The name in the file.
+        renamings: What renames tensors of the model.
+        converters: What merges and splits them.
+        prefix: The model's `base_model_prefix`.
+        known: The model's state dict.
+
+    Returns:
+        The name, and the pattern of the converter that is meant, if one is.
+    """
     from transformers.core_model_loading import rename_source_key
 
-    known = model.state_dict()
-    renamings = get_model_conversion_mapping(model, hf_quantizer=quantizer)
-    prefix = model.base_model_prefix
-    renamed = []
-    for key in keys:
-        name, _ = rename_source_key(key, renamings, [], prefix, known)
-        if name not in known:
-            name, _ = rename_source_key(key, [], [], prefix, known)
-        renamed.append(name)
-    return renamed
+    name, source = rename_source_key(key, renamings, converters, prefix, known)
+    if name not in known and key in known:
+        name, source = rename_source_key(key, [], [], prefix, known)
+    return name, source
 
 
 def _check_headers(name: str, layer: FPELayer, files: dict[str, tuple[Any, str]]) -> None:
@@ -161,24 +220,22 @@ def _check_headers(name: str, layer: FPELayer, files: dict[str, tuple[Any, str]]
             )
 
 
-def _check_numbers(name: str, layer: FPELayer, files: dict[str, tuple[Any, str]]) -> None:
-    """Reads one layer's tensors and checks them in a scratch copy."""
+def _check_numbers(
+    name: str, layer: FPELayer, files: dict[str, tuple[Any, str]], summed: bool
+) -> None:
+    """Reads one layer's tensors and checks them."""
     tensors: dict[str, Tensor] = {}
     for tensor in layer.stored():
         file, key = files[layer.key(name, tensor)]
         tensors[tensor] = file.get_tensor(key)
-    scratch = empty_twin(layer)
-    expected = tensors.pop("checksum")
-    scratch.bind(tensors)
-    scratch.reset_derived()
-    scratch.check(name)
-    if was_averaged(expected, layer.mark):
+    if was_averaged(tensors["checksum"], layer.mark):
         raise CheckpointError(
             f"the checksum of {name!r} is an average, so nothing vouches for its indices. Have a "
             "model of this plan load_state_dict the averages, and save_pretrained it."
         )
-    if int(expected[0]) != UNVERIFIED and not torch.equal(scratch.compute_checksum(), expected):
+    layer.verify(name, tensors)
+    if summed and tensors["checksum"].tolist() == layer.unsummed:
         raise CheckpointError(
-            f"the tensors of {name!r} do not match their checksum: the file is damaged, or tensors "
-            "were exchanged. Download or save it again."
+            f"{name!r} has no checksum, as its parts were on several devices when it was saved: "
+            "load the model with fpe_hf.from_pretrained, look at it, and save_pretrained it again."
         )

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import typer
 
+from ..checkpoint.files import check_regular
+from ..errors import CheckpointError
+
 _COMPANIONS = (
     "tokenizer*",
     "vocab*",
@@ -34,13 +37,17 @@ def check_place(model: str) -> str:
     """Refuses what can only be a local folder and is none, before anyone asks the Hub for it.
 
     Raises:
-        typer.BadParameter: There is no such folder.
+        typer.BadParameter: There is no such folder, or it holds what can be read for ever.
     """
     place = Path(model)
     if place.is_file():
         raise typer.BadParameter(f"{model!r} is a file; give the folder it is in.")
     if not place.is_dir() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
         raise typer.BadParameter(f"there is no folder {model!r}.")
+    try:
+        check_regular(place)
+    except CheckpointError as error:
+        raise typer.BadParameter(str(error)) from error
     return model
 
 

@@ -39,6 +39,13 @@ def validate(
             "--full", help="Of a model on the Hub, download the weights and check them, too."
         ),
     ] = False,
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            help="Check the files of this variant, as `from_pretrained(variant=...)` loads them.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Checks the files of a widened model.
 
@@ -48,12 +55,12 @@ def validate(
     are fetched and checked, unless --full is given.
     """
     if Path(model).is_dir():
-        typer.echo(_verdict(model, check_folder(Path(model))))
+        typer.echo(_verdict(model, check_folder(Path(model), variant)))
         return
     with working(f"Checking {model}"):
         from ..hub.remote import validate_repo
 
-        report = validate_repo(model, revision=revision, token=token, numbers=full)
+        report = validate_repo(model, revision=revision, token=token, numbers=full, variant=variant)
     typer.echo(_verdict(f"{model} at {report.commit}", report.checkpoint))
     if not full:
         typer.echo("Headers only: no index and no checksum was checked. --full does that.")
@@ -68,7 +75,7 @@ def _verdict(where: str, report: ValidationReport) -> str:
     )
 
 
-def check_folder(folder: Path) -> ValidationReport:
+def check_folder(folder: Path, variant: str | None = None) -> ValidationReport:
     """Validates the folder of a widened model.
 
     Raises:
@@ -77,4 +84,4 @@ def check_folder(folder: Path) -> ValidationReport:
     with working(f"Checking {folder}"):
         from ..checkpoint.validate import validate_checkpoint
 
-        return validate_checkpoint(folder)
+        return validate_checkpoint(folder, variant=variant, limited=True)

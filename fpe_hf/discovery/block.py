@@ -101,6 +101,7 @@ class MLPBlocks(list[MLPBlock]):
 
     Attributes:
         near_misses: Refused candidates with reasons. Those with a `block` are widened on request.
+        runs: Names of the projections that each run of the model, or of a part of it, called.
     """
 
     def __init__(
@@ -108,3 +109,9 @@ class MLPBlocks(list[MLPBlock]):
     ) -> None:
         super().__init__(blocks)
         self.near_misses: list[NearMiss] = list(near_misses)
+        self.runs: list[frozenset[str]] = []
+
+    @property
+    def with_requested(self) -> list[MLPBlock]:
+        """The blocks, and those that would be widened on request."""
+        return [*self, *(miss.block for miss in self.near_misses if miss.block is not None)]

@@ -45,6 +45,7 @@ def find_mlps(
         traces = _runs(model, example_inputs)
         found = assemble(model, traces)
     found.near_misses += _unreached(model, traces)
+    found.runs = [frozenset(call.projection for call in trace.calls) for trace in traces]
     return found
 
 

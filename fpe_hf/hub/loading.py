@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.limits import MAX_PARAMETERS, bounded_parameters, check_counts, check_tiles
+from ..checkpoint.files import check_regular
+from ..checkpoint.limits import MAX_PARAMETERS, bounded_parameters, check_counts, check_plan
 from ..checkpoint.loading import load_model
 from ..checkpoint.validate import validate_checkpoint
 from ..errors import CheckpointError, ConfigError, FPEError
@@ -16,7 +17,6 @@ from ..errors import CheckpointError, ConfigError, FPEError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_ELSEWHERE = {"subfolder", "variant"}
 _PLACE = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
 
 
@@ -49,9 +49,11 @@ def from_pretrained(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreT
             "Load the model with transformers, if you trust it, and pass the model on."
         )
     place = {name: kwargs[name] for name in _PLACE if name in kwargs}
+    folder = Path(name_or_path, kwargs.get("subfolder") or "")
+    check_regular(folder)
     widened = _is_widened(name_or_path, place)
-    if widened and os.path.isdir(name_or_path) and not kwargs.keys() & _ELSEWHERE:
-        validate_checkpoint(Path(name_or_path), numbers=False)
+    if widened and folder.is_dir():
+        validate_checkpoint(folder, numbers=False, blocks=False, variant=kwargs.get("variant"))
     with bounded_parameters(MAX_PARAMETERS), _typed_errors(name_or_path, widened):
         return load_model(name_or_path, **kwargs)
 
@@ -77,7 +79,7 @@ def _is_widened(name_or_path: str | os.PathLike[str], place: dict[str, Any]) -> 
         return False
     from ..checkpoint.quantizer import FPEQuantizationConfig
 
-    check_tiles(FPEQuantizationConfig(**stored).specs)
+    check_plan(FPEQuantizationConfig(**stored).specs)
     return True
 
 

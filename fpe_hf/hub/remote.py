@@ -8,14 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..checkpoint.validate import (
-    CONFIG,
-    INDEX,
-    MAX_JSON_BYTES,
-    ValidationReport,
-    validate_checkpoint,
-    weight_files,
-)
+from ..checkpoint.files import CONFIG, INDEX, check_json_size, of_variant, read_json, weight_files
+from ..checkpoint.validate import ValidationReport, validate_checkpoint
 from ..errors import CheckpointError
 from .exchange import exchange
 
@@ -46,6 +40,7 @@ def validate_repo(
     revision: str | None = None,
     token: str | bool | None = None,
     numbers: bool = False,
+    variant: str | None = None,
 ) -> RemoteReport:
     """Checks a widened model on the Hub before it is loaded.
 
@@ -57,6 +52,7 @@ def validate_repo(
         revision: Branch, tag or commit.
         token: Access token; otherwise the one of `hf auth login` or `HF_TOKEN`.
         numbers: Download the weights and check their numbers, too.
+        variant: Which files to check, as `from_pretrained` takes it.
 
     Raises:
         CheckpointError: Anything is missing, damaged, contradictory or from a newer format.
@@ -70,18 +66,18 @@ def validate_repo(
     with TemporaryDirectory(prefix="fpe_hf-validate-") as place:
         folder = Path(place)
         fetch = _Fetcher(api, repo_id, sha, folder, what, token)
-        for name in (CONFIG, INDEX):
+        for name in (CONFIG, of_variant(INDEX, variant)):
             if name in sizes:
-                _check_size(name, sizes[name])
+                check_json_size(name, sizes[name])
                 fetch.file(name)
-        for name in weight_files(folder):
+        for name in weight_files(folder, read_json(folder / CONFIG), variant, sizes):
             if name not in sizes:
                 raise CheckpointError(f"{name} is missing from {repo_id!r}.")
             if numbers:
                 fetch.file(name)
             else:
                 write_hollow(folder / name, sizes[name], fetch.reader(name))
-        report = validate_checkpoint(folder, numbers=numbers)
+        report = validate_checkpoint(folder, numbers=numbers, variant=variant, limited=True)
     never_read = tuple(name for name in sizes if name.endswith((*_CODE, *_PICKLES)))
     return RemoteReport(sha, report, never_read)
 
@@ -93,11 +89,6 @@ def _list(api: Any, repo_id: str, revision: str | None) -> tuple[str, dict[str, 
     sha = api.model_info(repo_id, revision=revision).sha
     entries = api.list_repo_tree(repo_id, revision=sha)
     return sha, {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
-
-
-def _check_size(name: str, size: int) -> None:
-    if size > MAX_JSON_BYTES:
-        raise CheckpointError(f"{name} has {size:,} bytes; accepted: up to {MAX_JSON_BYTES:,}.")
 
 
 def write_hollow(file: Path, size: int, read: Callable[[int, int], bytes]) -> None:

@@ -1,25 +1,31 @@
 """Compiles the C files of this folder for this machine, each once, when it is first needed.
 
 The libraries are kept in a folder that only the user can enter: `fpe_hf` in `$XDG_CACHE_HOME`, or
-in `~/.cache`. Without a C compiler, or with `FPE_HF_NATIVE=0` in the environment, callers do the
-same in plain torch.
+in `~/.cache`. Their names say what they are made of and what they hold, and what is damaged is not
+loaded. Without a C compiler, after any failure, or with `FPE_HF_NATIVE=0` in the environment,
+callers do the same in plain torch.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger("fpe_hf")
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("cc", "gcc", "clang")
@@ -28,8 +34,8 @@ OPTIONAL_FLAGS = (("-march=native", "-fopenmp"), ("-march=native",), ())
 """Tried in this order. Linking leaves OpenMP out on purpose: its symbols are those of the library
 that torch has loaded, so that torch and the kernel share one pool of threads."""
 
-TIMEOUT = 300.0
-"""Seconds that the compiler may take."""
+TIMEOUT, ANSWER_TIMEOUT = 120.0, 10.0
+"""Seconds that the compiler may take for a file, and to compile nothing at all."""
 
 _INT, _LONG, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 FUNCTIONS: Mapping[str, Mapping[str, Sequence[Any]]] = {
@@ -47,6 +53,10 @@ FUNCTIONS: Mapping[str, Mapping[str, Sequence[Any]]] = {
 
 class _UnavailableError(Exception):
     """Why there is no library, in words."""
+
+
+class _HangingError(_UnavailableError):
+    """The compiler took too long: it is not asked again with other flags."""
 
 
 def library(name: str) -> ctypes.CDLL | None:
@@ -73,15 +83,51 @@ def _attempt(name: str) -> tuple[ctypes.CDLL | None, str | None]:
         for flags in OPTIONAL_FLAGS:
             try:
                 return _load(name, _compiled(name, compiler, (*FLAGS, *flags), folder)), None
+            except _HangingError:
+                raise
             except _UnavailableError as reason:
                 reasons.append(str(reason))
         raise _UnavailableError(reasons[-1])
     except _UnavailableError as reason:
+        _warn(str(reason))
         return None, str(reason)
 
 
+@cache
+def _warn(reason: str) -> None:
+    logger.warning("Plain torch takes the place of C kernels: %s.", reason)
+
+
 def _compiler() -> list[str]:
-    named = shlex.split(os.environ.get("CC", ""))
+    """The command that compiles.
+
+    Raises:
+        _UnavailableError: There is none, or it does not answer.
+    """
+    found = _asked_compiler()
+    if isinstance(found, _UnavailableError):
+        raise found
+    return found
+
+
+@cache
+def _asked_compiler() -> list[str] | _UnavailableError:
+    """The same, but asked once: one that hangs is not waited for again."""
+    try:
+        found = _find_compiler()
+        _run([*found, "-x", "c", "-fsyntax-only", os.devnull], ANSWER_TIMEOUT)
+    except _UnavailableError as reason:
+        return reason
+    return found
+
+
+def _find_compiler() -> list[str]:
+    try:
+        named = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise _UnavailableError(
+            f"CC={os.environ['CC']!r} cannot be read ({error}): set CC to a command"
+        ) from error
     for command in (named,) if named else ([name] for name in COMPILERS):
         path = shutil.which(command[0])
         if path is not None:
@@ -115,30 +161,54 @@ def _compiled(name: str, compiler: list[str], flags: tuple[str, ...], folder: Pa
     headers = [header.read_text() for header in sorted(SOURCES.glob("*.h"))]
     about = (source.read_text(), *headers, *compiler, *flags, _cpu())
     key = hashlib.sha256("\0".join(about).encode()).hexdigest()[:32]
-    target = folder / f"{name}-{key}.so"
-    if target.exists():
-        return target
+    kept = sorted(folder.glob(f"{name}-{key}-*.so"))
+    for library in kept:
+        if library.stem.rpartition("-")[2] == _digest(library):
+            return library
+        with suppress(OSError):
+            library.unlink()
     try:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             code, whole = Path(scratch, f"{name}.o"), Path(scratch, f"{name}.so")
             _run([*compiler, *flags, "-c", str(source), "-o", str(code)])
             _run([*compiler, "-shared", str(code), "-o", str(whole)])
+            with whole.open("rb+") as written:
+                os.fsync(written.fileno())
+            target = folder / f"{name}-{key}-{_digest(whole)}.so"
             os.replace(whole, target)  # at once: other processes may be doing the same
     except OSError as error:
         raise _UnavailableError(f"the compiled library cannot be kept: {error}") from error
     return target
 
 
-def _run(command: list[str]) -> None:
+def _digest(library: Path) -> str:
     try:
-        subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT)
-    except subprocess.CalledProcessError as error:
-        said = error.stderr.decode(errors="replace").strip().splitlines()
-        raise _UnavailableError(
-            f"{command[0]} failed: {said[0] if said else error.returncode}"
-        ) from error
+        return hashlib.sha256(library.read_bytes()).hexdigest()[:32]
+    except OSError:
+        return ""
+
+
+def _run(command: list[str], timeout: float | None = None) -> None:
+    process = None
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        said = process.communicate(timeout=TIMEOUT if timeout is None else timeout)[1]
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise _UnavailableError(f"{command[0]} failed: {error}") from error
+        if process is not None:  # and whatever it has started
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        late = isinstance(error, subprocess.TimeoutExpired)
+        kind = _HangingError if late else _UnavailableError
+        raise kind(f"{command[0]} failed: {error}") from error
+    if process.returncode:
+        lines = said.decode(errors="replace").strip().splitlines()
+        raise _UnavailableError(f"{command[0]} failed: {lines[0] if lines else process.returncode}")
 
 
 def _load(name: str, path: Path) -> ctypes.CDLL:
@@ -148,7 +218,6 @@ def _load(name: str, path: Path) -> ctypes.CDLL:
             getattr(loaded, function).argtypes = arguments
             getattr(loaded, function).restype = None
     except (OSError, AttributeError) as error:
-        path.unlink(missing_ok=True)  # damaged, perhaps: another process makes it anew
         raise _UnavailableError(f"the compiled library cannot be loaded: {error}") from error
     return loaded
 

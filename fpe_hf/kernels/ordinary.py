@@ -14,11 +14,15 @@ def is_ordinary(*tensors: Tensor | None) -> bool:
     `torch.compile`, `torch.export`, `torch.jit.trace`, transforms of `torch.func`, forward-mode
     differentiation and under a dispatch mode.
     """
+    return torch._C._len_torch_dispatch_stack() == 0 and is_readable(*tensors)
+
+
+def is_readable(*tensors: Tensor | None) -> bool:
+    """The same, but under any dispatch mode."""
     return (
         not torch.compiler.is_compiling()
         and all(t is None or _is_in_memory(t) for t in tensors)
         and not torch._C._is_tracing()
-        and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
     )

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..errors import CheckpointError, InputShapeError, OverwrittenError
-from ..kernels.ordinary import is_ordinary
+from ..kernels.ordinary import is_ordinary, is_readable
 from ..linear import CHANNEL_AXES
 from ..planning import BlockSpec
 from ..splits import derive_seed
 from .checksum import UNVERIFIED, checksum, was_averaged
 from .seal import Seal, Stamps
 
-INDEX_BUFFERS = ("keep", "owner", "inputs", "outputs")
+INDEX_BUFFERS = frozenset(("keep", "owner", "inputs", "outputs"))
+
+_OTHER_PLAN = (
+    "it comes from another plan. Load it into a model widened with the same configuration and "
+    "parent, or by from_pretrained."
+)
+
+
+def at_hand(*tensors: Tensor) -> bool:
+    """Whether tensors hold all their numbers: not so meta, fake and distributed ones."""
+    return all(type(t) in (Tensor, nn.Parameter) and not t.is_meta for t in tensors)
 
 
 class FPELayer(nn.Module):
@@ -157,6 +170,8 @@ class FPELayer(nn.Module):
             host: The module.
             names: Name of a parameter here -> its name there.
         """
+        if not any(isinstance(module, FPELayer) for module in host._modules.values()):
+            host.register_load_state_dict_pre_hook(_verify_moved)
         for name, other in names.items():
             host._parameters[other] = self._parameters.pop(name)
         # In a tuple: registered, the host would be a submodule of its own submodule.
@@ -173,11 +188,12 @@ class FPELayer(nn.Module):
         if name in names:
             return host._parameters[names[name]]
         value: Any = super().__getattr__(name)
-        if name in INDEX_BUFFERS and value is not None and not torch.compiler.is_compiling():
-            if self._stamps.know(name, value) or not is_ordinary(value):
-                return value
+        if name not in INDEX_BUFFERS or value is None or torch.compiler.is_compiling():
+            return value
+        if self._stamps.know(name, value) or not is_readable(value):
+            return value
+        with _disable_current_modes():
             return self._as_sealed(name, value)
-        return value
 
     def settle(self) -> None:
         """Makes what follows from loaded tensors, and seals them."""
@@ -265,15 +281,15 @@ class FPELayer(nn.Module):
     def compute_checksum(self) -> Tensor:
         """Sum of the parameters and index buffers, and the mark of the plan: int64 `[2]`.
 
-        Both are `UNVERIFIED` where the numbers are not at hand.
+        Where the numbers are not at hand, the mark's complement stands in for the sum: zeros would
+        look like damage.
         """
         own: dict[str, Tensor] = {**self.index_buffers(), **self.numbers()}
         ordered = [own[name] for name in sorted(own)]
-        # Meta, fake and distributed tensors hold no numbers, or only a part of them.
-        if any(type(t) not in (Tensor, nn.Parameter) or t.is_meta for t in ordered):
-            return torch.full_like(self.checksum, UNVERIFIED)
+        if not at_hand(*ordered):
+            return torch.tensor(self.unsummed, dtype=torch.int64, device=self.checksum.device)
         # The mark is summed, too, so that exchanged projections are noticed.
-        mark = torch.tensor([self.mark], device="cpu").to(self.weight.device)
+        mark = torch.tensor([self.mark], dtype=torch.int64, device="cpu").to(self.weight.device)
         total = checksum(t.to(self.weight.device) for t in (mark, *ordered))
         return torch.cat([total, mark])
 
@@ -283,6 +299,85 @@ class FPELayer(nn.Module):
         projection = self.spec.down if self.index is None else self.spec.ups[self.index]
         plan = json.dumps(replace(self.spec, place=()).to_dict(), sort_keys=True)
         return derive_seed(self.spec.seed, projection, plan)
+
+    @property
+    def unsummed(self) -> list[int]:
+        """The checksum of numbers that were not at hand when they were saved, as by FSDP."""
+        return [~self.mark, self.mark]
+
+    def verify(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Checks tensors before they are loaded; the layer stays as it is.
+
+        Indices are always checked, the checksum if it and all that it sums are among them. What is
+        not at hand (meta, fake and distributed tensors) cannot be checked.
+
+        Args:
+            name: Dotted name of the layer, for the message.
+            tensors: Some or all of those in `stored()`, by name.
+
+        Raises:
+            CheckpointError: A tensor has another shape or kind of dtype than the layer's, an index
+                is out of range or repeated, a mask does not fit the weights, or the checksum does
+                not match.
+        """
+        stored = self.stored()
+        given = {own: self._fitting(name, own, tensors[own]) for own in tensors.keys() & stored}
+        summed = given.pop("checksum", None)
+        twin = None
+        # Not as attributes: what is there may have been overwritten, and is to be replaced.
+        own = {name: self._buffers.get(name) for name in INDEX_BUFFERS}
+        indices = {**own, **given}.items()
+        if given and at_hand(*(t for own, t in indices if own in stored and own in INDEX_BUFFERS)):
+            twin = self._holding(given)
+            twin.check(name)
+        if summed is None or not at_hand(summed):
+            return
+        if int(summed[1]) != self.mark:
+            raise CheckpointError(
+                f"tensor {self.key(name, 'checksum')!r} has another mark: {_OTHER_PLAN} Or it was "
+                "zeroed, and the file is damaged."
+            )
+        whole = given.keys() == stored.keys() - {"checksum"} and at_hand(*given.values())
+        if twin is None or not whole or summed.tolist() == self.unsummed:
+            return
+        if not torch.equal(twin.compute_checksum().to(summed.device), summed):
+            raise CheckpointError(
+                f"the tensors of {name!r} do not match their checksum: the file is damaged, or "
+                "tensors were exchanged. Download or save it again; of a state dict that was "
+                f"changed on purpose, leave {self.key(name, 'checksum')!r} out."
+            )
+
+    def _fitting(self, name: str, own: str, tensor: Tensor) -> Tensor:
+        """A tensor that is to be loaded, in the integer dtype that the layer keeps it in."""
+        key, expected = self.key(name, own), self.stored()[own]
+        if tensor.shape != expected.shape:
+            raise CheckpointError(
+                f"tensor {key!r} has shape {tuple(tensor.shape)}, but the model has "
+                f"{tuple(expected.shape)}: {_OTHER_PLAN}"
+            )
+        integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+        floats = expected.is_floating_point()
+        if not (tensor.is_floating_point() if floats else tensor.dtype in integers):
+            raise CheckpointError(
+                f"tensor {key!r} has dtype {tensor.dtype}; accepted: "
+                f"{'floating types' if floats else 'integers'}, as {expected.dtype}."
+            )
+        if floats or tensor.dtype == expected.dtype:
+            return tensor
+        narrow = tensor.to(expected.dtype)
+        if at_hand(tensor) and not torch.equal(narrow.to(tensor.dtype), tensor):
+            raise CheckpointError(f"tensor {key!r} holds values that {expected.dtype} cannot hold.")
+        return narrow
+
+    def _holding(self, tensors: Mapping[str, Tensor]) -> FPELayer:
+        """A layer like this one, on its own, that holds other tensors."""
+        twin = copy.copy(self)
+        twin.__dict__.pop("_host", None)
+        twin._parameters = {**self._parameters, **self.numbers()}
+        twin._buffers = dict(self._buffers)
+        twin.bind(dict(tensors))
+        twin.settle()
+        return twin
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -296,25 +391,28 @@ class FPELayer(nn.Module):
         if not torch.compiler.is_compiling():
             destination[prefix + "checksum"] = self.compute_checksum()
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *rest: Any,
+    ) -> None:
+        name, stored = prefix.removesuffix("."), self.stored()
         state_dict = self._without_averages(state_dict, prefix)
-        for name, tensor in self.stored().items():
-            key = self.key(prefix.removesuffix("."), name)
-            given = state_dict.get(key)
-            if given is None:
-                continue
-            found = "another mark"
-            if given.shape != tensor.shape:
-                found = f"shape {tuple(given.shape)}, but the model has {tuple(tensor.shape)}"
-            elif name != "checksum" or given.is_meta or int(given[1]) in (UNVERIFIED, self.mark):
-                continue
-            raise CheckpointError(
-                f"tensor {key!r} has {found}: it comes from another plan. Load it into a model "
-                "widened with the same configuration and parent, or by from_pretrained."
-            )
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self.verify(name, self.of_state(name, state_dict))
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, *rest
+        )
+        if prefix + "checksum" in missing_keys:
+            missing_keys.remove(prefix + "checksum")
+        for own in stored.keys() & INDEX_BUFFERS:
+            # After assign=True it is the caller's own tensor, of any dtype.
+            buffer: Any = self._buffers[own]
+            self._buffers[own] = buffer.to(stored[own].dtype)
         if not self.weight.is_meta:
-            # Not in place: after assign=True the buffer is the caller's own tensor.
             self.checksum = torch.full_like(self.checksum, UNVERIFIED)
             self.settle()
 
@@ -331,8 +429,18 @@ class FPELayer(nn.Module):
         if not all(self._seal.averaged(name, state_dict[prefix + name]) for name in own):
             return state_dict
         exact = {prefix + name: tensor for name, tensor in own.items()}
-        unverified = torch.full_like(self.checksum, UNVERIFIED)
-        return {**state_dict, **exact, prefix + "checksum": unverified}
+        others = {key: own for key, own in state_dict.items() if key != prefix + "checksum"}
+        return {**others, **exact}
+
+    def of_state(self, name: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of this layer's tensors that a state dict holds, by their names here.
+
+        Args:
+            name: Dotted name of the layer.
+            state_dict: The state dict.
+        """
+        keys = {own: self.key(name, own) for own in self.stored()}
+        return {own: state_dict[key] for own, key in keys.items() if key in state_dict}
 
     def stored(self) -> dict[str, Tensor]:
         """Everything the layer keeps in a state dict, by name."""
@@ -350,6 +458,15 @@ class FPELayer(nn.Module):
             f"alpha={spec.alpha}, layout={spec.layout!r}, fan_out={spec.fan_out!r}, "
             f"coupling={spec.coupling}, nonzeros={self.weight.numel()}"
         )
+
+
+def _verify_moved(host: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Has the layers in a host verify what is about to be loaded, the host's own tensors included:
+    those are loaded first, and are not in what the layers are given to load."""
+    for own, layer in host._modules.items():
+        if isinstance(layer, FPELayer):
+            given = layer._without_averages(state_dict, f"{prefix}{own}.")
+            layer.verify(prefix + own, layer.of_state(prefix + own, given))
 
 
 class UpLayer(FPELayer):

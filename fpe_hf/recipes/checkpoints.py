@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from .atomic import write_whole
 
-STATE = "trainer_state.json"
+STATE, OPTIMIZER = "trainer_state.json", "optimizer.pt"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 

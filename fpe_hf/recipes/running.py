@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from ..auditing import audit
+from ..checkpoint.verify import verify_checkpoint
 from ..discovery import find_mlps
 from ..errors import RecipeError
 from ..layers import UpLayer
@@ -75,6 +76,7 @@ def run_recipe(
     Raises:
         RecipeError: The data or the model do not fit, the folder is taken, or the training
             diverged.
+        CheckpointError: A checkpoint to go on from is damaged.
         Interrupted: The process was asked to stop; `resume` goes on.
     """
     folder = recipe.output.folder
@@ -172,6 +174,9 @@ class _Repetition:
         before = self._interference(model)
         signals = StopOnSignal()
         trainer = self._trainer(model, folder, [signals])
+        in_parts = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        if checkpoint is not None and is_widened(model) and not in_parts:
+            verify_checkpoint(model, checkpoint)
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if signals.stopped:

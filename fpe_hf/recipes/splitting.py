@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from ..errors import RecipeError
 from ..modules import fpe_layers
 from .arms import Expansion
-from .checkpoints import STATE
+from .checkpoints import OPTIMIZER, STATE
 
-OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
+SCHEDULER = "scheduler.pt"
 
 
 def split_checkpoint(

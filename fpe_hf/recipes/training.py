@@ -11,10 +11,12 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor, optim
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..checkpoint.quantizer import keep_names
-from ..errors import RecipeError
+from ..errors import CheckpointError, RecipeError
+from .checkpoints import OPTIMIZER
 from .evaluation import best_classes, make_compute_metrics
 from .parsing import training_values
 from .preprocessing import Prepared
@@ -30,6 +32,13 @@ DEFAULTS: dict[str, Any] = {
     "logging_nan_inf_filter": False,
 }
 """Arguments of the Trainer where a recipe gives none."""
+
+_SHAPED = (
+    *(optim.Adam, optim.NAdam, optim.RAdam, optim.Adamax, optim.SGD, optim.RMSprop),
+    *(optim.Adagrad, optim.Adadelta, optim.ASGD, optim.Rprop),
+)
+_SCALARS = ("step", "mu_product", "eta", "mu")
+"""Optimizers whose state has the shapes of the parameters, and what of it is one number."""
 
 
 class Interrupted(Exception):
@@ -82,6 +91,31 @@ class StopOnDivergence(TrainerCallback):  # type: ignore[misc]
                     f"Lower train.learning_rate (it is {args.learning_rate}), or set "
                     "train.max_grad_norm or train.warmup_steps."
                 )
+
+
+class CheckOptimizer(TrainerCallback):  # type: ignore[misc]
+    """Refuses an optimizer's state that does not fit its parameters.
+
+    torch loads state of any shape, and fused kernels then write past its end.
+    """
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # as accelerate wraps it
+        if not isinstance(optimizer, _SHAPED):
+            return
+        for parameter, own in optimizer.state.items():
+            for key, value in own.items():
+                if not isinstance(value, Tensor):
+                    continue
+                shape = () if key in _SCALARS else parameter.shape
+                if value.shape != shape or value.is_contiguous() < parameter.is_contiguous():
+                    raise CheckpointError(
+                        f"{OPTIMIZER} of the checkpoint holds {key!r} of shape "
+                        f"{tuple(value.shape)} for a parameter of shape {tuple(parameter.shape)}: "
+                        "it is damaged, or belongs to another model. Remove the checkpoint."
+                    )
 
 
 def make_arguments(recipe: Recipe, folder: Path, seed: int) -> Any:
@@ -147,7 +181,7 @@ def make_trainer(
         processing_class=prepared.processor,
         compute_metrics=make_compute_metrics(recipe.metrics),
         preprocess_logits_for_metrics=best_classes,
-        callbacks=[StopOnDivergence(), *(callbacks or [])],
+        callbacks=[StopOnDivergence(), CheckOptimizer(), *(callbacks or [])],
     )
     trainer.remove_callback(PrinterCallback)  # the log is in the report
     return trainer

@@ -99,7 +99,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 def test_errors_are_told_in_a_line_or_two(
     error: Exception, message: str, widened: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(path: Path) -> None:
+    def fail(path: Path, **options: object) -> None:
         raise error
 
     monkeypatch.setattr("fpe_hf.checkpoint.validate.validate_checkpoint", fail)

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import typer
 
-from cli.running import contents
+from cli.running import contents, fpe_hf
 from fpe_hf.cli.folders import check_place, copy_companions, new_folder
 
 
@@ -153,3 +154,14 @@ def test_check_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("./gpt2", "../model", "/no/such/folder", "~/model", "a/b/c"):
         with pytest.raises(typer.BadParameter, match="there is no folder"):
             check_place(name)
+
+
+@pytest.mark.parametrize("command", ["inspect", "validate", "widen", "export"])
+def test_what_can_be_read_for_ever_is_not_opened(command: str, tmp_path: Path) -> None:
+    fill(tmp_path / "model", "model.safetensors")
+    os.mkfifo(tmp_path / "model" / "config.json")
+    words = ["-o", tmp_path / "out"] if command in ("widen", "export") else []
+    result = fpe_hf(command, tmp_path / "model", *words)
+    assert result.code != 0
+    assert "is no regular file" in " ".join(result.err.split())
+    assert not (tmp_path / "out").exists()

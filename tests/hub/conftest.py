@@ -15,6 +15,8 @@ from hub.server import Hub, running_hub
 from tiny_models import tiny_model
 
 LONGEST_WAIT = 0.01
+PATIENCE = 600
+"""Seconds to wait for a reply: no test's verdict may depend on how busy the machine is."""
 
 
 @pytest.fixture
@@ -37,6 +39,8 @@ def hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         "HF_HUB_DISABLE_XET": True,
         "HF_HUB_CACHE": str(tmp_path / "cache"),
         "HF_TOKEN_PATH": str(tmp_path / "no-token"),
+        "HF_HUB_ETAG_TIMEOUT": PATIENCE,
+        "HF_HUB_DOWNLOAD_TIMEOUT": PATIENCE,
     }
     for name, value in settings.items():
         monkeypatch.setattr(constants, name, value)

@@ -5,7 +5,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,13 +24,19 @@ def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("FPE_HF_NATIVE", raising=False)
     monkeypatch.delenv("CC", raising=False)
-    native._attempt.cache_clear()
+    forget()
     yield
-    native._attempt.cache_clear()
+    forget()
+
+
+def forget() -> None:
+    for remembered in (native._attempt, native._asked_compiler, native._warn):
+        remembered.cache_clear()
 
 
 def again() -> str | None:
     native._attempt.cache_clear()
+    native._asked_compiler.cache_clear()
     return native.unavailable("packed")
 
 
@@ -100,15 +106,85 @@ def test_a_compiler_that_knows_no_optional_flag(
     assert native.unavailable("packed") is None
 
 
+def cut(whole: bytes) -> bytes:
+    return whole[: len(whole) // 2]
+
+
+def flipped(whole: bytes) -> bytes:
+    middle = len(whole) // 2
+    return whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+
+
+def empty(whole: bytes) -> bytes:
+    return b""
+
+
 @needs_compiler
-def test_a_damaged_library_is_removed_and_made_anew() -> None:
-    flags = (*native.FLAGS, *native.OPTIONAL_FLAGS[0])
-    library = native._compiled("packed", native._compiler(), flags, native._cache())
-    library.write_bytes(b"not a library")
-    assert native.unavailable("packed") is None  # it took the flags that come next
-    assert not library.exists()
+@pytest.mark.parametrize("damage", [cut, flipped, empty])
+def test_a_damaged_library_is_never_loaded_and_made_anew(
+    damage: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    assert native.unavailable("packed") is None
+    [library] = libraries(tmp_path)
+    whole = library.read_bytes()
+    library.unlink()  # it is mapped into this process
+    library.write_bytes(damage(whole))
     assert again() is None
-    assert library.exists()
+    assert [kept.read_bytes() for kept in libraries(tmp_path)] == [whole]
+
+
+@needs_compiler
+def test_a_damaged_library_that_cannot_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a cache that is read-only, also for one who may write everywhere."""
+    assert native.unavailable("packed") is None
+    [library] = libraries(tmp_path)
+    library.unlink()
+    library.write_bytes(b"not a library")
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(native.Path, "unlink", refuse)
+    monkeypatch.setattr(native.tempfile, "TemporaryDirectory", refuse)
+    for _ in range(2):
+        assert "cannot be kept" in str(again())
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+@pytest.mark.parametrize("command", ['"', "cc '", "\\"])
+def test_a_compiler_that_cannot_be_read(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", command)
+    assert native.library("packed") is None
+    assert str(native.unavailable("packed")).startswith(f"CC={command!r} cannot be read")
+
+
+@needs_compiler
+def test_a_compiler_that_hangs_on_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler, asked = tmp_path / "hangs", tmp_path / "asked"
+    compiler.write_text(
+        f'#!/bin/sh\ncase "$*" in *syntax-only*) exit;; esac\necho >> {asked}\nsleep 1000\n'
+    )
+    compiler.chmod(0o700)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setattr(native, "TIMEOUT", 1.0)
+    assert "timed out" in str(native.unavailable("packed"))
+    assert asked.read_text() == "\n", "it was asked again with other flags"
+
+
+@pytest.mark.parametrize("body", ["sleep 1000", "cat; sleep 1000 & wait"])
+def test_a_compiler_that_hangs_is_asked_once(
+    body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler, asked = tmp_path / "hangs", tmp_path / "asked"
+    compiler.write_text(f"#!/bin/sh\necho >> {asked}\n{body}\n")
+    compiler.chmod(0o700)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setattr(native, "ANSWER_TIMEOUT", 1.0)
+    for name in ("packed", "few", "mlp"):
+        assert "timed out" in str(native.unavailable(name))
+    assert asked.read_text() == "\n"
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o750, 0o701])

@@ -165,8 +165,11 @@ def test_a_plan_of_the_same_shapes_is_told_apart(
         pytest.skip("pruning gave other shapes")
     with pytest.raises(CheckpointError, match=r"'checksum' has another mark.*another plan"):
         block.load_state_dict(state)
-    state["checksum"].zero_()  # as a distributed optimizer saves it: nothing is known
+    state["checksum"] = torch.tensor(block.unsummed)  # as a distributed optimizer saves it
     block.load_state_dict(state)
+    state["checksum"].zero_()
+    with pytest.raises(CheckpointError, match="damaged"):
+        block.load_state_dict(state)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -94,7 +94,7 @@ def in_a_fork(run: Callable[[], None]) -> int | None:
     """Exit code of a process that runs it; negative: the signal that ended it."""
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
-    process.join(120)
+    process.join()
     return process.exitcode
 
 

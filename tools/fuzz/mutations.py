@@ -8,6 +8,9 @@ import math
 from random import Random
 from typing import Any
 
+import torch
+from torch import Tensor
+
 ODD_NUMBERS: tuple[Any, ...] = (
     *(0, 1, -1, 2, 7, 255, 256, 10**6, 10**9, 2**31, 2**63 - 1, 2**63, 2**64, 10**30, -(2**63)),
     *(0.5, -0.0, 1e308, math.inf, -math.inf, math.nan),
@@ -144,3 +147,22 @@ def break_safetensors(random: Random, content: bytes) -> bytes:
     if random.random() < 0.1:
         length = random.choice((0, 1, length - 1, length + 1, 2**31, 2**40, 2**63, 2**64 - 1))
     return (length % 2**64).to_bytes(8, "little") + header + content[8 + size :]
+
+
+def break_tensor(random: Random, tensor: Tensor) -> Tensor:
+    """A tensor with other bytes, or of another shape, order or type."""
+    way = random.randrange(8)
+    if way == 0 or not tensor.numel():
+        return tensor.to(random.choice((torch.int64, torch.uint8, torch.float64, torch.bool)))
+    if way == 1:
+        return tensor.flatten()[: random.randrange(tensor.numel() + 1)]
+    if way == 2:
+        return tensor.flatten().flip(0).view(tensor.shape)
+    if way == 3:
+        return tensor.flatten()[:1].expand(tensor.numel()).view(tensor.shape)
+    raw = bytearray(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for _ in range(random.choice((1, 2, 8, 64))):
+        raw[random.randrange(len(raw))] = random.choice(
+            (0, 1, 127, 128, 255, random.randrange(256))
+        )
+    return torch.frombuffer(raw, dtype=tensor.dtype).view(tensor.shape)

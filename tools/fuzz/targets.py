@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from abc import ABC, abstractmethod
@@ -9,6 +10,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
+
+import torch
 
 from fpe_hf.errors import FPEError
 
@@ -156,6 +159,48 @@ class LoadingTarget(CheckpointTarget):
             return None  # what transformers raises at other models is its own business
 
 
+class StateDictTarget(Target):
+    """A state dict, loaded into a model of its plan, which then runs."""
+
+    name = "state-dict"
+    accepted = (FPEError, RuntimeError)  # torch's own, of keys and shapes
+
+    @cached_property
+    def models(self) -> list[Any]:
+        from torch import nn
+
+        from fpe_hf import widen
+
+        def mlp(**way: Any) -> nn.Module:
+            model = nn.Sequential(nn.Linear(12, 9), nn.GELU(), nn.Linear(9, 12))
+            return widen(model, example_inputs=(torch.ones(1, 12),), **way)
+
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return [
+                mlp(split="feature", alpha=3, learn_coupling=True),
+                mlp(fan_out="partition", coupling=0.5),
+                mlp(layout="block", tile_size=4),
+                mlp(layout="block", fan_out="partition", alpha=3),
+            ]
+
+    def make(self, random: Random) -> int:
+        return random.getrandbits(64)  # tensors cannot be compared with ==
+
+    def read(self, case: int) -> object:
+        random = Random(case)
+        model = copy.deepcopy(random.choice(self.models))
+        state = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
+        for _ in range(random.choice((1, 1, 2, 4))):
+            key = random.choice(list(state))
+            state[key] = mutations.break_tensor(random, state[key])
+        if random.random() < 0.7:  # so that the checksum does not tell
+            state = {key: tensor for key, tensor in state.items() if not key.endswith("checksum")}
+        with torch.no_grad():
+            model.load_state_dict(state, strict=random.random() < 0.5, assign=random.random() < 0.5)
+            return model(torch.ones(5, 12, dtype=next(model.parameters()).dtype))
+
+
 class RecipeTarget(Target):
     """A recipe file, as far as it is checked without data or model."""
 
@@ -183,7 +228,10 @@ class RecipeTarget(Target):
 
 TARGETS: dict[str, type[Target]] = {
     target.name: target
-    for target in (ConfigTarget, CheckpointTarget, LoadingTarget, ResultsTarget, RecipeTarget)
+    for target in (
+        *(ConfigTarget, CheckpointTarget, LoadingTarget, StateDictTarget),
+        *(ResultsTarget, RecipeTarget),
+    )
 }
 """Name -> target."""
 
@@ -202,7 +250,6 @@ def _saved_models() -> list[dict[str, bytes]]:
     """The files of a few tiny widened models: of each layout, in one file and in shards."""
     from tempfile import TemporaryDirectory
 
-    import torch
     from transformers import (
         BertConfig,
         BertForSequenceClassification,

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 
 import fpe_hf
 from fpe_hf.models.classifiers import MLPClassifier
@@ -29,14 +30,28 @@ class Slow(nn.Module):
     def forward(self, x: Tensor, **kwargs: Any) -> None:
         assert kwargs == {"return_loss": True}
         self.calls.append((len(x), self.training, torch.is_inference_mode_enabled()))
-        time.sleep(self.seconds)
+        clock.now += self.seconds
 
 
-@pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+class Clock:
+    """Time passes when a slow model runs, and never else."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+clock = Clock()
+
+
+@pytest.fixture
+def _slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LONGEST", 0.1)
+    monkeypatch.setattr(module, "Timer", partial(Timer, timer=clock))
 
 
+@pytest.mark.usefixtures("_slow")
 def test_both_are_timed_on_the_same_inputs() -> None:
     dense, widened = Slow(0.002), Slow(0.006)
     widened.eval()
@@ -44,9 +59,8 @@ def test_both_are_timed_on_the_same_inputs() -> None:
     assert [timing.examples for timing in found.timings] == [1, 4]
     for timing in found.timings:
         assert len(timing.dense) == len(timing.widened) >= 5
-        assert timing.medians[0] >= 0.002
-        assert timing.medians[1] >= 0.006
-        assert timing.ratio > 1.3
+        assert timing.medians == pytest.approx((0.002, 0.006))
+        assert timing.ratio == pytest.approx(3)
         assert timing.middle[0] <= timing.ratio <= timing.middle[1]
     assert {examples for examples, _, _ in dense.calls} == {1, 4}
     assert dense.calls == widened.calls
@@ -57,11 +71,13 @@ def test_both_are_timed_on_the_same_inputs() -> None:
     assert found.device.startswith("cpu")
 
 
+@pytest.mark.usefixtures("_slow")
 def test_one_example_is_one_batch_size() -> None:
-    found = measure_latency(Slow(0), Slow(0), {"x": torch.zeros(1, 3), "return_loss": True})
+    found = measure_latency(Slow(0.1), Slow(0.1), {"x": torch.zeros(1, 3), "return_loss": True})
     assert [timing.examples for timing in found.timings] == [1]
 
 
+@pytest.mark.usefixtures("_slow")
 def test_models_are_taken_in_turns() -> None:
     order: list[str] = []
 
