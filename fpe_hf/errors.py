@@ -41,6 +41,10 @@ class RecipeError(ConfigError):
     """A recipe cannot be run: an unknown key, a bad value, or data that do not fit."""
 
 
+class InUseError(RecipeError):
+    """Another process is running a recipe in the same folder."""
+
+
 class DataError(FPEError, ValueError):
     """A data file is damaged, or is something else than it should be."""
 

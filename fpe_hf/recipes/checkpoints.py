@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .atomic import write_whole
+from ..files import write_whole
 
 STATE = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")

@@ -7,8 +7,9 @@ import tempfile
 from pathlib import Path
 
 from ..hub import Pushed, push_to_hub
+from .claiming import RECIPE
 from .results import RESULTS, Results
-from .running import RECIPE, model_folder
+from .running import model_folder
 from .schema import Recipe
 
 _BESIDE = (RECIPE, RESULTS, "report.md", "*.png")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
-from .atomic import write_whole
+from ..files import write_whole
 from .checkpoints import write_json
 from .launching import launch, open_recipe
 from .results import RESULTS, Results

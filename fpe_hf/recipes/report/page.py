@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from ..atomic import write_whole
+from ...files import write_whole
 from ..results import Results
 from .content import Report, compose
 from .latency import Latency
