@@ -50,7 +50,7 @@ def inspect(
 
         from ..checkpoint.loading import model_class
 
-        config = AutoConfig.from_pretrained(model, revision=revision)
+        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
         kind = model_class(config).__name__
         plan = _plan(config)
     about = {"model": model, "class": kind, "widened": plan is not None}

@@ -12,6 +12,16 @@ Assignments = Annotated[
     typer.Argument(help="Take the place of what the recipe says.", metavar="KEY.SUB=VALUE..."),
 ]
 
+AllowCode = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-code",
+        help="Code that the recipe names and that may be run, such as a metric; repeatable.",
+        metavar="NAME",
+        show_default=False,
+    ),
+]
+
 
 def run(
     recipe: Recipe,
@@ -27,6 +37,7 @@ def run(
             metavar="USER/NAME",
         ),
     ] = None,
+    allow_code: AllowCode = None,
 ) -> None:
     """Runs a recipe and writes the report.
 
@@ -38,7 +49,13 @@ def run(
     from ..recipes.training import Interrupted
 
     try:
-        launch(opened, resume=resume, resume_from=resume_from, say=typer.echo)
+        launch(
+            opened,
+            resume=resume,
+            resume_from=resume_from,
+            say=typer.echo,
+            allow_code=allow_code or (),
+        )
     except Interrupted as stop:
         typer.echo(f"Stopped: {stop}; --resume goes on.", err=True)
         raise typer.Exit(143) from stop
@@ -47,6 +64,7 @@ def run(
 def validate_recipe(recipe: Recipe, assignments: Assignments = None) -> None:
     """Checks a recipe. Nothing is loaded, downloaded or trained."""
     from ..recipes.launching import open_recipe
+    from ..recipes.trust import code_in
 
     opened = open_recipe(recipe, assignments or ())
     arms, seeds = opened.compare.arms, opened.compare.seeds
@@ -54,6 +72,8 @@ def validate_recipe(recipe: Recipe, assignments: Assignments = None) -> None:
         f"OK: {opened.model.task} on {opened.data.source}; arms {', '.join(arms)}; "
         f"{len(seeds)} seed(s); output in {opened.output.folder}"
     )
+    for name in code_in(opened):
+        typer.echo(f"It names code, which runs only with --allow-code {name}")
 
 
 def sweep(
@@ -69,9 +89,17 @@ def sweep(
             show_default=False,
         ),
     ] = None,
+    allow_code: AllowCode = None,
 ) -> None:
     """Runs a recipe at every point of its sweep section. Points that are done are left alone."""
     from ..recipes.sweeping import run_sweep
 
-    table = run_sweep(recipe, assignments or (), jobs=jobs, storage=storage, say=typer.echo)
+    table = run_sweep(
+        recipe,
+        assignments or (),
+        jobs=jobs,
+        storage=storage,
+        say=typer.echo,
+        allow_code=allow_code or (),
+    )
     typer.echo(f"Results: {table}")

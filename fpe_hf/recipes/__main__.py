@@ -22,12 +22,20 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("assignments", nargs="*", metavar="key.sub=value")
     parser.add_argument("--resume", action="store_true", help="go on with an earlier run")
     parser.add_argument("--resume-from", metavar="USER/NAME", help="go on with a run on the Hub")
+    parser.add_argument(
+        "--allow-code", metavar="NAME", action="append", default=[], help="code that may be run"
+    )
     arguments = parser.parse_args(words)
     try:
         from .training import Interrupted
 
         recipe = open_recipe(arguments.recipe, arguments.assignments)
-        launch(recipe, resume=arguments.resume, resume_from=arguments.resume_from)
+        launch(
+            recipe,
+            resume=arguments.resume,
+            resume_from=arguments.resume_from,
+            allow_code=arguments.allow_code,
+        )
     except FPEError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

@@ -257,7 +257,8 @@ def _image_processor(recipe: Recipe) -> Any:
 def _pretrained(kind: Any, place: str, recipe: Recipe) -> Any:
     own = place == recipe.model.name_or_path
     try:
-        return kind.from_pretrained(place, revision=(own and recipe.model.revision) or "main")
+        revision = (own and recipe.model.revision) or "main"
+        return kind.from_pretrained(place, revision=revision, trust_remote_code=False)
     except Exception as error:  # processors raise what they like where their files are missing
         raise RecipeError(
             f"data.processor: no {kind.__name__} can be loaded from {place!r} "

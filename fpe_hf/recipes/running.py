@@ -35,6 +35,7 @@ from .training import (
     make_trainer,
     total_steps,
 )
+from .trust import check_code
 
 Say = Callable[[str], None]
 Finish = Callable[[Results, Prepared], None]
@@ -55,6 +56,7 @@ def run_recipe(
     say: Say = print,
     finish: Finish | None = None,
     callbacks: Sequence[Any] = (),
+    allow_code: Sequence[str] = (),
 ) -> Results:
     """Trains all arms and writes `results.json` and the models.
 
@@ -64,16 +66,18 @@ def run_recipe(
         say: Takes a line of progress; called on the main process only.
         finish: Called with the results and the data at the end, on the main process only.
         callbacks: More callbacks for the Trainer, for all arms.
+        allow_code: Names of the code in the recipe that may be run.
 
     Returns:
         What came out.
 
     Raises:
-        RecipeError: The data or the model do not fit, the folder is taken, or the training
-            diverged.
+        RecipeError: The data or the model do not fit, the folder is taken, the recipe names code
+            that is not allowed, or the training diverged.
         InUseError: Another process is running a recipe in the folder.
         Interrupted: The process was asked to stop; `resume` goes on.
     """
+    check_code(recipe, allow_code)
     folder = recipe.output.folder
     # The arguments know of train.use_cpu, which decides how processes talk to each other.
     state = make_arguments(recipe, folder, recipe.compare.seeds[0]).distributed_state
@@ -251,7 +255,7 @@ def _metrics(log: dict[str, Any], names: tuple[str, ...]) -> dict[str, float]:
         if name in FROM_LOSS:
             values[name] = from_loss(name, float(log["eval_loss"]))
         else:
-            values[name] = float(log[f"eval_{name.rpartition('/')[2]}"])
+            values[name] = float(log[f"eval_{name}"])
     return values
 
 
@@ -265,5 +269,5 @@ def _save_as_usual(model: Any, conversions: Any) -> None:
 
 def _load_weights(model: Any, checkpoint: Path) -> None:
     """Weights of a checkpoint, for a model of its class."""
-    loaded = type(model).from_pretrained(checkpoint, dtype=model.dtype)
+    loaded = type(model).from_pretrained(checkpoint, dtype=model.dtype, trust_remote_code=False)
     model.load_state_dict(loaded.state_dict())

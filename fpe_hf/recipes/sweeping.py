@@ -24,6 +24,7 @@ from .checkpoints import write_json
 from .launching import launch, open_recipe
 from .results import RESULTS, Results
 from .schema import Recipe
+from .trust import check_code
 
 TABLE = "sweep.csv"
 _HEARTBEAT = 30  # seconds between signs of life of a worker
@@ -39,12 +40,14 @@ class Sweep:
         assignments: As for `fpe-hf run`.
         folder: The recipe's output folder; every point gets one below it.
         storage: Address of Optuna's storage.
+        allow_code: Names of the code in the recipe that may be run.
     """
 
     name: str
     assignments: tuple[str, ...]
     folder: Path
     storage: str
+    allow_code: tuple[str, ...]
 
 
 def grid(recipe: Recipe) -> list[dict[str, Any]]:
@@ -68,6 +71,7 @@ def run_sweep(
     jobs: int = 1,
     storage: str | None = None,
     say: Callable[[str], None] = print,
+    allow_code: Sequence[str] = (),
 ) -> Path:
     """Runs all points that are not done yet.
 
@@ -78,6 +82,7 @@ def run_sweep(
         storage: Address of Optuna's storage, for several machines; by default a file in the output
             folder.
         say: Takes lines of progress.
+        allow_code: Names of the code in the recipe that may be run.
 
     Returns:
         The table of results, one row per point and arm.
@@ -89,12 +94,11 @@ def run_sweep(
     recipe = open_recipe(name, assignments)
     points = grid(recipe)
     for point in points:  # all complaints before any work
-        open_recipe(name, [*assignments, *_assign(point)])
+        check_code(open_recipe(name, [*assignments, *_assign(point)]), allow_code)
     folder = recipe.output.folder
     folder.mkdir(parents=True, exist_ok=True)
-    sweep = Sweep(
-        name, tuple(assignments), folder, storage or f"sqlite:///{folder.resolve()}/sweep.db"
-    )
+    storage = storage or f"sqlite:///{folder.resolve()}/sweep.db"
+    sweep = Sweep(name, tuple(assignments), folder, storage, tuple(allow_code))
     _hand_out(sweep, points)
     if jobs == 1:
         _work(sweep, say)
@@ -175,7 +179,12 @@ def _work(sweep: Sweep, say: Callable[[str], None] = print) -> None:
         own = [*sweep.assignments, *_assign(point), place_of_point]
         recipe = open_recipe(sweep.name, own)
         say(f"{folder.name} (process {os.getpid()})")
-        results = launch(recipe, resume=folder.exists(), say=lambda line: say(f"  {line}"))
+        results = launch(
+            recipe,
+            resume=folder.exists(),
+            say=lambda line: say(f"  {line}"),
+            allow_code=sweep.allow_code,
+        )
         write_json(folder / "point.json", point)
         return results.best().metrics[results.metrics[0]]
 

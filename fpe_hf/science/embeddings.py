@@ -112,8 +112,8 @@ def embed(texts: list[str]) -> Tensor:
         ) from error
     from transformers import AutoTokenizer, BertModel
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    model: Any = BertModel.from_pretrained(folder).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model: Any = BertModel.from_pretrained(folder, trust_remote_code=False).eval()
     # Texts of like length share a batch, so that little of it is padding.
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     found = torch.empty(len(texts), model.config.hidden_size)

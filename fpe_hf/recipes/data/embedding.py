@@ -56,8 +56,8 @@ class _Tower:
         place = settings.name_or_path
         kind = AutoTokenizer if settings.modality == "text" else AutoImageProcessor
         try:
-            self.config = AutoConfig.from_pretrained(place, revision=self._revision)
-            self.processor = kind.from_pretrained(place, revision=self._revision)
+            self.config = AutoConfig.from_pretrained(place, **self._where)
+            self.processor = kind.from_pretrained(place, **self._where)
         except (OSError, ValueError) as error:
             raise RecipeError(
                 f"data.embed: {place!r} cannot be loaded ({' '.join(str(error).split())[:200]})."
@@ -65,8 +65,8 @@ class _Tower:
         self._model: Any = None
 
     @property
-    def _revision(self) -> str:
-        return self.settings.revision or "main"
+    def _where(self) -> dict[str, Any]:
+        return {"revision": self.settings.revision or "main", "trust_remote_code": False}
 
     def embed(self, examples: Any) -> Any:
         """The examples with `features` for what the tower reads."""
@@ -136,7 +136,7 @@ class _Tower:
 
         place = self.settings.name_or_path
         try:
-            model = AutoModel.from_pretrained(place, revision=self._revision)
+            model = AutoModel.from_pretrained(place, **self._where)
         except (OSError, ValueError) as error:
             raise RecipeError(f"data.embed: the tower {place!r} cannot be loaded.") from error
         return model.to(PartialState().device).eval()
