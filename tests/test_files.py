@@ -11,7 +11,7 @@ import pytest
 
 from cli.running import contents
 from fpe_hf import files
-from fpe_hf.files import Lock, recover, scratch, whole_folder, write_whole
+from fpe_hf.files import Lock, end_cleanly, recover, scratch, whole_folder, write_whole
 
 
 def in_a_fork(run: Callable[[], object]) -> int | None:
@@ -173,6 +173,30 @@ def test_killed_between_two_renames(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     recover(tmp_path / "out")
     assert contents(tmp_path) == {"out/old": b"old"}
+
+
+def test_sigterm_leaves_nothing(tmp_path: Path) -> None:
+    def run() -> None:
+        end_cleanly()
+        with scratch("ours-", tmp_path), whole_folder(tmp_path / "out") as new:
+            fill(new, "half")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert in_a_fork(run) == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+
+
+def test_scratch_of_killed_processes_is_removed(tmp_path: Path) -> None:
+    def run() -> None:
+        with scratch("ours-", tmp_path) as place:
+            fill(place / "model", "weights")
+            kill()
+
+    with scratch("ours-", tmp_path) as live:
+        assert in_a_fork(run) == -signal.SIGKILL
+        assert len(list(tmp_path.iterdir())) == 2
+        with scratch("ours-", tmp_path) as other:
+            assert set(tmp_path.iterdir()) == {live, other}
 
 
 def test_what_a_live_process_writes_is_left_alone(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from .tables import printable
+
 Recipe = Annotated[str, typer.Argument(help="File, or name of a ready recipe.", metavar="RECIPE")]
 Assignments = Annotated[
     list[str] | None,
@@ -68,12 +70,12 @@ def validate_recipe(recipe: Recipe, assignments: Assignments = None) -> None:
 
     opened = open_recipe(recipe, assignments or ())
     arms, seeds = opened.compare.arms, opened.compare.seeds
-    typer.echo(
+    lines = [
         f"OK: {opened.model.task} on {opened.data.source}; arms {', '.join(arms)}; "
-        f"{len(seeds)} seed(s); output in {opened.output.folder}"
-    )
-    for name in code_in(opened):
-        typer.echo(f"It names code, which runs only with --allow-code {name}")
+        f"{len(seeds)} seed(s); output in {opened.output.folder}",
+        *(f"It names code, which runs only with --allow-code {name}" for name in code_in(opened)),
+    ]
+    typer.echo(printable("\n".join(lines)))
 
 
 def sweep(

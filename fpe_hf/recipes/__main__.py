@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from ..errors import FPEError
+from ..files import end_cleanly
 from .launching import launch, open_recipe
 
 INTERRUPTED = 143  # 128 + SIGTERM, as shells report it
@@ -26,6 +27,7 @@ def main(words: list[str] | None = None) -> int:
         "--allow-code", metavar="NAME", action="append", default=[], help="code that may be run"
     )
     arguments = parser.parse_args(words)
+    end_cleanly()
     try:
         from .training import Interrupted
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RecipeError
+from ..files import whole_folder
 from ..modules import fpe_layers
 from .arms import Expansion
 from .checkpoints import STATE
@@ -44,21 +45,18 @@ def split_checkpoint(
             f"widen.at: {checkpoint} has no {OPTIMIZER} (FSDP and DeepSpeed keep the optimizer "
             "in parts): with them, widen before training (leave widen.at out)."
         )
-    staging = out.with_name(f".{out.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
     before = make_trainer(dense).create_optimizer()
     saved = torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True)
     before.load_state_dict(saved)
     after = make_trainer(arm).create_optimizer()
     carry_state(before, dense, after, arm, expansion)
-    torch.save(after.state_dict(), staging / OPTIMIZER)
-    arm.save_pretrained(staging)
     random_states = (path.name for path in checkpoint.glob("rng_state*.pth"))
-    for name in (SCHEDULER, STATE, *random_states):
-        shutil.copyfile(checkpoint / name, staging / name)
-    shutil.rmtree(out, ignore_errors=True)
-    staging.rename(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(out, replace=True) as folder:
+        torch.save(after.state_dict(), folder / OPTIMIZER)
+        arm.save_pretrained(folder)
+        for name in (SCHEDULER, STATE, *random_states):
+            shutil.copyfile(checkpoint / name, folder / name)
 
 
 def carry_state(

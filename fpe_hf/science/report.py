@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
+
+from ..files import recover, whole_folder
 
 _TABLE = "table.csv"
 
@@ -63,16 +64,12 @@ class Report:
             FileExistsError: Something else is there.
         """
         folder = folder.resolve()
+        recover(folder)
         if folder.exists() and not _holds_report(folder):
             raise FileExistsError(f"{folder} holds something else than a report: choose another.")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-            new, old = Path(scratch) / "new", Path(scratch) / "old"
-            new.mkdir()
+        with whole_folder(folder, replace=True) as new:
             self._write_files(new)
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
 
     def _write_files(self, folder: Path) -> None:
         (folder / "README.md").write_text(self.markdown(), encoding="utf-8")

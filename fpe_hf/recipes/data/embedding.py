@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...errors import RecipeError
+from ...files import whole_folder
 from ..schema import Embed
 from .loading import Examples
 
@@ -73,15 +72,16 @@ class _Tower:
         import datasets
 
         place = self._cache() / self._key(examples)
-        if not (place / "dataset_info.json").is_file():
+        about = place / "dataset_info.json"
+        if not about.is_file():
             features = self._features(examples)
             columns = {"features": list(features.numpy()), "label": examples["label"][:]}
-            staging = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
-            datasets.Dataset.from_dict(columns).save_to_disk(staging)
             try:
-                staging.rename(place)
-            except OSError:  # another process was quicker
-                shutil.rmtree(staging, ignore_errors=True)
+                with whole_folder(place) as folder:
+                    datasets.Dataset.from_dict(columns).save_to_disk(folder)
+            except OSError:
+                if not about.is_file():  # else another process was quicker
+                    raise
         return datasets.load_from_disk(place)
 
     def _cache(self) -> Path:

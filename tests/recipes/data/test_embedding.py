@@ -85,7 +85,7 @@ def test_an_interrupted_embedding_leaves_nothing(
     tower: Embed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(self: Any, path: Any, **kwargs: Any) -> None:
-        Path(path).mkdir()
+        (Path(path) / "half").mkdir()
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
