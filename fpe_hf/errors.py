@@ -53,6 +53,10 @@ class MissingDataError(FPEError, FileNotFoundError):
     """A data set or a pretrained encoder is not on this machine."""
 
 
+class MissingExtraError(FPEError, ImportError):
+    """What was asked for needs packages that an extra of fpe_hf brings."""
+
+
 class HubError(FPEError, OSError):
     """The Hub refused a request, could not be reached, or was asked for something impossible."""
 

@@ -5,3 +5,7 @@ A recipe goes through these modules in this order: `schema` and `parsing` (what 
 (transformers' Trainer), `results` and `report` (what came out). `library` holds the recipes that
 come with the package, `sweeping` runs many.
 """
+
+from ..extras import need
+
+need("recipes", "Recipes")
