@@ -82,26 +82,12 @@ def sweep(
     recipe: Recipe,
     assignments: Assignments = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes.")] = 1,
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            help="Address of Optuna's storage, for several machines. [default: a file in the "
-            "output folder]",
-            metavar="URL",
-            show_default=False,
-        ),
-    ] = None,
     allow_code: AllowCode = None,
 ) -> None:
     """Runs a recipe at every point of its sweep section. Points that are done are left alone."""
     from ..recipes.sweeping import run_sweep
 
     table = run_sweep(
-        recipe,
-        assignments or (),
-        jobs=jobs,
-        storage=storage,
-        say=typer.echo,
-        allow_code=allow_code or (),
+        recipe, assignments or (), jobs=jobs, say=typer.echo, allow_code=allow_code or ()
     )
     typer.echo(f"Results: {table}")
