@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import recover, whole_folder
+from ..markup import table
 
 _TABLE = "table.csv"
 
@@ -51,8 +52,14 @@ class Report:
             f"Run time: {self.seconds:.0f} s, {self.cpu_seconds:.0f} s of processor time. "
             "Intervals (ci95 is half of one) are 95 % confidence intervals over seeds."
         )
-        parts = [self.text, *images, markdown_table(self.rows), took]
+        parts = [self.text, *images, self._markdown_table(), took]
         return "\n\n".join(parts) + "\n"
+
+    def _markdown_table(self) -> str:
+        """Numbers are rounded to 4 significant digits, NaN is left empty."""
+        header = list(self.rows[0])
+        rows = ([_cell(row[name]) for name in header] for row in self.rows)
+        return table(header, rows, texts=len(header))
 
     def write(self, folder: Path) -> None:
         """Writes `README.md`, `table.csv` and the figures (SVG), all or nothing.
@@ -94,13 +101,6 @@ def _holds_report(folder: Path) -> bool:
         return False
     entries = list(folder.iterdir())
     return not entries or (folder / _TABLE in entries and all(map(Path.is_file, entries)))
-
-
-def markdown_table(rows: Sequence[Row]) -> str:
-    """A Markdown table; numbers are rounded to 4 significant digits, NaN is left empty."""
-    header = list(rows[0])
-    lines = [header, ["---"] * len(header), *([_cell(row[h]) for h in header] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _cell(value: object) -> str:
