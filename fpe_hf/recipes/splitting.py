@@ -100,7 +100,7 @@ def carry_state(
         state = {key: value.clone() if isinstance(value, Tensor) else value for key, value in steps}
         for key, moments in carried.items():
             value = moments.get(name)
-            if value is not None and value.shape == parameter.shape:
+            if value is not None and value.shape == parameter.shape and not value.isnan().any():
                 state[key] = value.to(parameter.device)
         if len(state) == len(steps) + len(carried):
             after.state[parameter] = state
@@ -109,13 +109,14 @@ def carry_state(
 def _moments(
     key: str, states: dict[str, dict[str, Any]], dense: nn.Module, expansion: Expansion
 ) -> dict[str, Tensor]:
-    """One kind of state, expanded as the weights are: name in the arm -> tensor."""
+    """One kind of state, expanded as the weights are: name in the arm -> tensor, NaN where the
+    parent has no such state."""
     holder = copy.deepcopy(dense)
     with torch.no_grad():
         for name, parameter in holder.named_parameters():
             value = states.get(name, {}).get(key)
             if value is None or value.shape != parameter.shape:
-                parameter.zero_()
+                parameter.fill_(torch.nan)  # unknown
             else:
                 parameter.copy_(value)
     expanded = expansion(holder)

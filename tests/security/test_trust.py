@@ -206,5 +206,4 @@ def test_everything_is_loaded_without_code() -> None:
                 continue
             if node.func.attr in ("from_pretrained", "from_config"):
                 given = {key.arg: ast.unparse(key.value) for key in node.keywords}
-                safe = given.get("trust_remote_code") == "False" or given.get(None) == "self._where"
-                assert safe, f"{file}:{node.lineno}"
+                assert given.get("trust_remote_code") == "False", f"{file}:{node.lineno}"
