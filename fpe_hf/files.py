@@ -126,20 +126,24 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         if not replace or not target.exists():
             new.rename(target)  # fails if something has been put there in the meantime
         elif not _swap(new, target):
-            target.rename(place / _OLD)
             try:
+                target.rename(place / _OLD)
                 new.rename(target)
-            except BaseException:
-                (place / _OLD).rename(target)
+            except BaseException:  # a signal, too, at any moment
+                _put_back(place, target)
                 raise
 
 
 def recover(target: Path) -> None:
     """Removes what killed processes left of writing a folder, and puts back what they moved."""
     for place in _stale(_prefix(target), target.parent):
-        if (place / _OLD).exists() and not target.exists():
-            (place / _OLD).rename(target)
+        _put_back(place, target)
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _put_back(place: Path, target: Path) -> None:
+    if (place / _OLD).exists() and not target.exists():
+        (place / _OLD).rename(target)
 
 
 @contextmanager

@@ -141,6 +141,23 @@ def test_a_failed_exchange_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert contents(tmp_path) == {"out/old": b"old"}
 
 
+def test_an_interrupt_between_two_renames_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "out", "old")
+    rename = Path.rename
+
+    def rename_and_stop(self: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        rename(self, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "_swap", lambda *_: False)
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "out", replace=True):
+        monkeypatch.setattr(Path, "rename", rename_and_stop)
+    assert contents(tmp_path) == {"out/old": b"old"}
+
+
 def test_a_killed_process_leaves_nothing_for_ever(tmp_path: Path) -> None:
     def run() -> None:
         with whole_folder(tmp_path / "out") as new:
