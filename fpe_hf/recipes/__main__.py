@@ -1,4 +1,4 @@
-"""`accelerate launch -m fpe_hf.recipes RECIPE [key.sub=value ...]`, or by torchrun: `fpe-hf run`."""
+"""`accelerate launch -m fpe_hf.recipes RECIPE [key.sub=value ...]`: `fpe-hf run`, in parallel."""
 
 import sys
 
