@@ -56,7 +56,9 @@ def launch(
         Interrupted: See `run_recipe`.
     """
     from .running import run_recipe
+    from .trust import check_code
 
+    check_code(recipe, allow_code)  # before anything is fetched
     with _quiet():
         if resume_from is not None:
             _fetch(resume_from, recipe.output.folder)

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification
 import fpe_hf
 from fpe_hf.checkpoint.validate import validate_checkpoint
 from fpe_hf.errors import CheckpointError, RecipeError
+from fpe_hf.recipes import launching
 from fpe_hf.recipes.parsing import parse_recipe
 from fpe_hf.recipes.running import run_recipe
 from fpe_hf.recipes.trust import check_code, code_in
@@ -150,6 +151,15 @@ def test_a_metric_in_a_file_runs_only_if_it_is_allowed(tmp_path: Path, trap: Pat
     results = run_recipe(recipe, allow_code=[str(file)], say=lambda line: None)
     assert results.runs[0].metrics[str(file)] == 1.0
     assert trap.exists()
+
+
+def test_nothing_is_fetched_for_a_recipe_that_may_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "_fetch", lambda *_: pytest.fail("fetched"))
+    recipe = parse_recipe(RECIPE, [f"output.folder={tmp_path}", "evaluate.metrics=[bleu]"])
+    with pytest.raises(RecipeError, match="--allow-code bleu"):
+        launching.launch(recipe, resume_from="user/name")
 
 
 @pytest.mark.parametrize(
