@@ -67,5 +67,5 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(call say,installing fpe_hf and what the demo needs into $(VENV) (a few minutes the first time))
-	@$(PIP) -e .
+	@$(PIP) -e '.[recipes]'
 	@touch $@

@@ -41,12 +41,20 @@ class RecipeError(ConfigError):
     """A recipe cannot be run: an unknown key, a bad value, or data that do not fit."""
 
 
+class InUseError(RecipeError):
+    """Another process is running a recipe in the same folder."""
+
+
 class DataError(FPEError, ValueError):
     """A data file is damaged, or is something else than it should be."""
 
 
 class MissingDataError(FPEError, FileNotFoundError):
     """A data set or a pretrained encoder is not on this machine."""
+
+
+class MissingExtraError(FPEError, ImportError):
+    """What was asked for needs packages that an extra of fpe_hf brings."""
 
 
 class HubError(FPEError, OSError):

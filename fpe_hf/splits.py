@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import ConfigError, PlanError, did_you_mean
+from .extras import need
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -192,6 +193,8 @@ def feature_split(weight: Tensor, alpha: int, *, seed: int, shared: bool) -> Ten
     they are balanced by filling them in order of regret, the cost of a second choice.
     """
     import torch
+
+    need("science", "split='feature'")
     from sklearn.cluster import KMeans
 
     matrix = weight.reshape(-1, weight.shape[-1])

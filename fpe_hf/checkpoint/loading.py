@@ -41,7 +41,9 @@ def load_model(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTraine
     place = {name: kwargs[name] for name in _PLACE if name in kwargs}
     config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **place)
     kind = model_class(config)
-    model, report = kind.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+    model, report = kind.from_pretrained(
+        name_or_path, output_loading_info=True, trust_remote_code=False, **kwargs
+    )
     missing = sorted(report["missing_keys"])
     if missing and is_saved_class(model):
         raise CheckpointError(
@@ -81,7 +83,11 @@ def empty_model(config: Any) -> Any:
     """The model of a config on the meta device, which takes no memory whatever its size."""
     kind = model_class(config)
     with torch.device("meta"):
-        return kind(config) if hasattr(kind, "config_class") else kind.from_config(config)
+        return (
+            kind(config)
+            if hasattr(kind, "config_class")
+            else kind.from_config(config, trust_remote_code=False)
+        )
 
 
 def insert_empty_layers(model: PreTrainedModel, specs: Sequence[BlockSpec]) -> None:

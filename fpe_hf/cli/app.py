@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import FPEError
+from ..files import end_cleanly
 from ..version import __version__
 from .export import export
 from .inspect import inspect
@@ -18,6 +19,7 @@ from .push import push
 from .recipes import recipes
 from .reproduce import reproduce
 from .run import run, sweep, validate_recipe
+from .tables import printable
 from .validate import validate
 from .widen import widen
 
@@ -44,12 +46,13 @@ class _Commands(TyperGroup):
 def _message(error: Exception) -> str:
     """What to tell the user: our own messages whole, the first lines of those of others."""
     if isinstance(error, FPEError):
-        return str(error)
+        return printable(str(error))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()][:_SHOWN_LINES]
     if isinstance(error, OSError) and lines:
-        return "\n".join(lines)
+        return printable("\n".join(lines))
     hint = f"({_PROGRAM} --debug shows where this happened.)"
-    return "\n".join([f"{type(error).__name__}: {lines[0] if lines else ''}", *lines[1:], hint])
+    told = [f"{type(error).__name__}: {lines[0] if lines else ''}", *lines[1:]]
+    return printable("\n".join([*told, hint]))
 
 
 app = typer.Typer(
@@ -84,4 +87,5 @@ def options(
 
 def main() -> None:
     """Runs the command line. Exit codes: 0 all is well, 1 an error, 2 wrong usage."""
+    end_cleanly()
     app(prog_name=_PROGRAM)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
@@ -14,6 +14,7 @@ import typer
 
 from ..checkpoint.files import check_regular
 from ..errors import CheckpointError
+from ..files import recover, whole_folder
 
 _COMPANIONS = (
     "tokenizer*",
@@ -63,25 +64,21 @@ def new_folder(
         source: What is read meanwhile; it must not be replaced.
 
     Yields:
-        An empty folder beside `out`.
+        An empty folder near `out`.
 
     Raises:
         FileExistsError: Something is at `out` that must not be replaced.
         OSError: No folder can be made there.
     """
     target = out.resolve()
+    recover(target)
     _check_free(out, target, overwrite, source)
     created = [parent for parent in target.parents if not parent.exists()]
-    staging = _sibling(target)
     try:
-        _make(staging, out)
-        yield staging
-        if overwrite and target.exists():
-            _exchange(target, staging)
-        else:
-            staging.rename(target)  # fails if something has been put there in the meantime
+        _make_parent(target, out)
+        with whole_folder(target, replace=overwrite) as new:
+            yield new
     except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
         for parent in created:
             with suppress(OSError):
                 parent.rmdir()
@@ -111,27 +108,15 @@ def _check_free(
         )
 
 
-def _make(staging: Path, out: Path) -> None:
+def _make_parent(target: Path, out: Path) -> None:
     try:
-        staging.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(target.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(f"{out} cannot be made: Not a directory.") from error
     except OSError as error:
         raise OSError(f"{out} cannot be made: {error.strerror}.") from error
-
-
-def _sibling(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-
-
-def _exchange(target: Path, staging: Path) -> None:
-    """Moves `staging` to `target`; what was there is kept until that has happened."""
-    old = _sibling(target)
-    target.rename(old)
-    try:
-        staging.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def copy_companions(

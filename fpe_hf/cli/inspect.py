@@ -11,7 +11,7 @@ import typer
 
 from .folders import check_place
 from .speed import costs_as_json, print_speed
-from .tables import print_audit, print_table, working
+from .tables import print_audit, print_table, printable, working
 
 if TYPE_CHECKING:
     from ..auditing import AuditReport
@@ -50,7 +50,7 @@ def inspect(
 
         from ..checkpoint.loading import model_class
 
-        config = AutoConfig.from_pretrained(model, revision=revision)
+        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
         kind = model_class(config).__name__
         plan = _plan(config)
     about = {"model": model, "class": kind, "widened": plan is not None}
@@ -148,7 +148,8 @@ def _show_widened(
         settings = {
             name: value for name, value in plan.config.items() if value not in (None, {}, [])
         }
-        typer.echo(", ".join(f"{name}={value}" for name, value in settings.items()) + "\n")
+        chosen = ", ".join(f"{name}={value}" for name, value in settings.items())
+        typer.echo(printable(chosen) + "\n")
         print_speed(plan.specs)
         if report is None:
             _print_specs(plan)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .tables import working
+from .tables import printable, working
 
 
 def push(
@@ -73,8 +73,8 @@ def push(
             base_model=base_model,
             license=license,
         ) as package:
-            typer.echo(package.card)
-            typer.echo("Files: " + ", ".join(sorted(package.files)))
+            typer.echo(printable(package.card))
+            typer.echo(printable("Files: " + ", ".join(sorted(package.files))))
             _say_left_out(package.left_out)
         return
     with working(f"Pushing to {repo_id}"):
@@ -92,10 +92,10 @@ def push(
         )
     typer.echo(f"Pushed {len(pushed.files)} files: {pushed.pull_request or pushed.url}")
     if pushed.deleted:
-        typer.echo("Removed there: " + ", ".join(pushed.deleted))
+        typer.echo(printable("Removed there: " + ", ".join(pushed.deleted)))
     _say_left_out(pushed.left_out)
 
 
 def _say_left_out(names: tuple[str, ...]) -> None:
     if names:
-        typer.echo("Left out: " + ", ".join(names))
+        typer.echo(printable("Left out: " + ", ".join(names)))

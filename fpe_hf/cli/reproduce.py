@@ -55,7 +55,7 @@ def reproduce(
     """
     import os
 
-    from ..fashion_mnist import FOLDER_VARIABLE
+    from ..pictures import FOLDER_VARIABLE
 
     if fashion_mnist is not None:
         os.environ[FOLDER_VARIABLE] = str(fashion_mnist)

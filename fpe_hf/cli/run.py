@@ -6,10 +6,22 @@ from typing import Annotated
 
 import typer
 
+from .tables import printable
+
 Recipe = Annotated[str, typer.Argument(help="File, or name of a ready recipe.", metavar="RECIPE")]
 Assignments = Annotated[
     list[str] | None,
     typer.Argument(help="Take the place of what the recipe says.", metavar="KEY.SUB=VALUE..."),
+]
+
+AllowCode = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-code",
+        help="Code that the recipe names and that may be run, such as a metric; repeatable.",
+        metavar="NAME",
+        show_default=False,
+    ),
 ]
 
 
@@ -27,6 +39,7 @@ def run(
             metavar="USER/NAME",
         ),
     ] = None,
+    allow_code: AllowCode = None,
 ) -> None:
     """Runs a recipe and writes the report.
 
@@ -38,7 +51,13 @@ def run(
     from ..recipes.training import Interrupted
 
     try:
-        launch(opened, resume=resume, resume_from=resume_from, say=typer.echo)
+        launch(
+            opened,
+            resume=resume,
+            resume_from=resume_from,
+            say=typer.echo,
+            allow_code=allow_code or (),
+        )
     except Interrupted as stop:
         typer.echo(f"Stopped: {stop}; --resume goes on.", err=True)
         raise typer.Exit(143) from stop
@@ -47,31 +66,28 @@ def run(
 def validate_recipe(recipe: Recipe, assignments: Assignments = None) -> None:
     """Checks a recipe. Nothing is loaded, downloaded or trained."""
     from ..recipes.launching import open_recipe
+    from ..recipes.trust import code_in
 
     opened = open_recipe(recipe, assignments or ())
     arms, seeds = opened.compare.arms, opened.compare.seeds
-    typer.echo(
+    lines = [
         f"OK: {opened.model.task} on {opened.data.source}; arms {', '.join(arms)}; "
-        f"{len(seeds)} seed(s); output in {opened.output.folder}"
-    )
+        f"{len(seeds)} seed(s); output in {opened.output.folder}",
+        *(f"It names code, which runs only with --allow-code {name}" for name in code_in(opened)),
+    ]
+    typer.echo(printable("\n".join(lines)))
 
 
 def sweep(
     recipe: Recipe,
     assignments: Assignments = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes.")] = 1,
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            help="Address of Optuna's storage, for several machines. [default: a file in the "
-            "output folder]",
-            metavar="URL",
-            show_default=False,
-        ),
-    ] = None,
+    allow_code: AllowCode = None,
 ) -> None:
     """Runs a recipe at every point of its sweep section. Points that are done are left alone."""
     from ..recipes.sweeping import run_sweep
 
-    table = run_sweep(recipe, assignments or (), jobs=jobs, storage=storage, say=typer.echo)
+    table = run_sweep(
+        recipe, assignments or (), jobs=jobs, say=typer.echo, allow_code=allow_code or ()
+    )
     typer.echo(f"Results: {table}")

@@ -41,11 +41,17 @@ def print_table(
     )
     for place, name in enumerate(header):
         justify: Literal["left", "right"] = "left" if place < left else "right"
-        last = Text(footer[place]) if footer else ""
+        last = Text(printable(footer[place])) if footer else ""
         table.add_column(name, last, justify=justify, no_wrap=True)
     for row in rows:
-        table.add_row(*map(Text, row))  # Text, because brackets in names are no markup
+        # Text, because brackets in names are no markup.
+        table.add_row(*(Text(printable(cell).replace("\n", "\\n")) for cell in row))
     Console(width=_ANY_WIDTH).print(table)
+
+
+def printable(text: str) -> str:
+    """A text in which nothing controls a terminal: names come from files of strangers."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def print_audit(report: AuditReport) -> None:
@@ -54,7 +60,7 @@ def print_audit(report: AuditReport) -> None:
 
     header, rows = report.rows()
     print_table(header, rows[:-1], left=2, footer=rows[-1])
-    typer.echo("All invariants hold." if report.ok else "\n".join(report.breaches))
+    typer.echo("All invariants hold." if report.ok else printable("\n".join(report.breaches)))
 
 
 def working(what: str) -> AbstractContextManager[object]:

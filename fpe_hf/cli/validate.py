@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .folders import check_place
-from .tables import working
+from .tables import printable, working
 
 if TYPE_CHECKING:
     from ..checkpoint.validate import ValidationReport
@@ -65,7 +65,7 @@ def validate(
     if not full:
         typer.echo("Headers only: no index and no checksum was checked. --full does that.")
     if report.never_read:
-        typer.echo("Never read in loading: " + ", ".join(report.never_read))
+        typer.echo(printable("Never read in loading: " + ", ".join(report.never_read)))
 
 
 def _verdict(where: str, report: ValidationReport) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import ConfigError, HubError
+from ..files import scratch
 from ..version import __version__
 from .contents import WEIGHTS, check_secret, contents_of
 from .exchange import exchange
@@ -165,11 +165,11 @@ def packed(
         A package whose files exist until the end of the block.
     """
     saving = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    with TemporaryDirectory(prefix="fpe_hf-push-") as place:
+    with scratch("fpe_hf-push-") as place:
         if isinstance(model, (str, os.PathLike)):
             folder = Path(model)
         else:
-            folder = Path(place) / "widened"
+            folder = place / "widened"
             model.save_pretrained(folder, **saving)
             if processor is not None:
                 processor.save_pretrained(folder)
@@ -185,7 +185,7 @@ def packed(
         files: dict[str, Path | bytes] = {file.name: file for file in contents.pushed}
         if dense:
             files = {name: file for name, file in files.items() if not WEIGHTS.match(name)}
-            files.update(_stock_files(widened, Path(place) / "dense", saving))
+            files.update(_stock_files(widened, place / "dense", saving))
         files[AUDIT] = facts.audit.to_json().encode()
         if _may_write_card(files.get(CARD)):
             from .card import model_card
@@ -321,7 +321,7 @@ def _as_argument(file: Path | bytes) -> str | bytes:
 
 def _is_edited(api: Any, repo_id: str, revision: str) -> bool:
     """Whether the card on the Hub is someone's own."""
-    with TemporaryDirectory(prefix="fpe_hf-card-") as place:
+    with scratch("fpe_hf-card-") as place:
         card = api.hf_hub_download(repo_id, CARD, revision=revision, local_dir=place)
         return not _may_write_card(Path(card))
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..checkpoint.files import CONFIG, INDEX, check_json_size, of_variant, read_json, weight_files
 from ..checkpoint.validate import ValidationReport, validate_checkpoint
 from ..errors import CheckpointError
+from ..files import scratch
 from .exchange import exchange
 
 _MAX_HEADER = 100_000_000  # what safetensors itself reads at most
@@ -63,8 +63,8 @@ def validate_repo(
     api = HfApi(token=token, library_name="fpe_hf")
     what = f"reading {repo_id!r}"
     sha, sizes = exchange(what, lambda: _list(api, repo_id, revision), token=token)
-    with TemporaryDirectory(prefix="fpe_hf-validate-") as place:
-        folder = Path(place)
+    with scratch("fpe_hf-validate-") as place:
+        (folder := place / "model").mkdir()
         fetch = _Fetcher(api, repo_id, sha, folder, what, token)
         for name in (CONFIG, of_variant(INDEX, variant)):
             if name in sizes:

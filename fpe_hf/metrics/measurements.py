@@ -1,17 +1,23 @@
 """The metrics as measurements of the `evaluate` library, from this package and not from the Hub."""
 
+# ruff: noqa: E402 (what is not installed is named before it is imported)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import evaluate
 import torch
-from datasets import Features, Value
-from datasets import Sequence as SequenceFeature
 from torch import Tensor
 
+from ..extras import need
 from . import activations, weights
+
+need("recipes", "Measurements of the `evaluate` library")
+
+import evaluate
+from datasets import Features, Value
+from datasets import Sequence as SequenceFeature
 
 
 class _Measurement(evaluate.Measurement):  # type: ignore[misc]

@@ -1,41 +1,9 @@
-"""`accelerate launch -m fpe_hf.recipes RECIPE [key.sub=value ...]`, and the same with torchrun."""
+"""`accelerate launch -m fpe_hf.recipes RECIPE [key.sub=value ...]`: `fpe-hf run`, in parallel."""
 
-from __future__ import annotations
-
-import argparse
 import sys
 
-from ..errors import FPEError
-from .launching import launch, open_recipe
-
-INTERRUPTED = 143  # 128 + SIGTERM, as shells report it
-
-
-def main(words: list[str] | None = None) -> int:
-    """Runs a recipe.
-
-    Returns:
-        Exit code: 0 all is well, 1 an error, 143 stopped by SIGTERM with everything saved.
-    """
-    parser = argparse.ArgumentParser(prog="fpe_hf.recipes", description=main.__doc__)
-    parser.add_argument("recipe", help="file, or name of a recipe of the package")
-    parser.add_argument("assignments", nargs="*", metavar="key.sub=value")
-    parser.add_argument("--resume", action="store_true", help="go on with an earlier run")
-    parser.add_argument("--resume-from", metavar="USER/NAME", help="go on with a run on the Hub")
-    arguments = parser.parse_args(words)
-    try:
-        from .training import Interrupted
-
-        recipe = open_recipe(arguments.recipe, arguments.assignments)
-        launch(recipe, resume=arguments.resume, resume_from=arguments.resume_from)
-    except FPEError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    except Interrupted as stop:
-        print(f"Stopped: {stop}; --resume goes on.", file=sys.stderr)
-        return INTERRUPTED
-    return 0
-
+from ..cli.app import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.argv.insert(1, "run")
+    main()

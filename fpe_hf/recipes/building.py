@@ -49,7 +49,7 @@ def build_parent(recipe: Recipe, prepared: Prepared, seed: int) -> Any:
             labels["num_features"] = prepared.num_features
         config = model_config(recipe, **labels)
         try:
-            model = kind.from_config(config)
+            model = kind.from_config(config, trust_remote_code=False)
         except Exception as error:  # models raise what they like at sizes they do not like
             raise RecipeError(f"model.config: {' '.join(str(error).split())[:300]}") from error
     else:
@@ -85,13 +85,15 @@ def _pretrained(recipe: Recipe, prepared: Prepared, kind: Any, labels: dict[str,
 
     place, revision = recipe.model.name_or_path, recipe.model.revision or "main"
     try:
-        config = AutoConfig.from_pretrained(place, revision=revision)
+        config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
         trained_head = any(
             "Classification" in name for name in getattr(config, "architectures", None) or ()
         )
         if trained_head and prepared.classes:
             _check_classes(config.num_labels, prepared, f"model.name_or_path={place!r}")
-        return kind.from_pretrained(place, revision=revision, dtype="auto", **labels)
+        return kind.from_pretrained(
+            place, revision=revision, dtype="auto", trust_remote_code=False, **labels
+        )
     except RecipeError:
         raise
     except Exception as error:  # whatever is raised at files that are damaged or of another kind

@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .atomic import write_whole
+from ..files import write_whole
 
 STATE, OPTIMIZER = "trainer_state.json", "optimizer.pt"
 _NAME = re.compile(r"checkpoint-(\d+)")

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,44 +16,33 @@ FROM_LOSS = ("loss", "perplexity")
 LOWER_IS_BETTER = ("loss", "perplexity")
 _TOP = 5
 
-
-class _Bundled(evaluate.Metric):  # type: ignore[misc]
-    """A metric over predicted and true classes."""
-
-    description = ""
-
-    def _info(self) -> evaluate.MetricInfo:
-        columns = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
-        return evaluate.MetricInfo(
-            description=self.description,
-            citation="",
-            inputs_description="Classes as integers.",
-            features=datasets.Features(columns),
-        )
+Measure = Callable[[Any, Any], float]
+"""From `[examples, ranks]` of classes, the likeliest first, and the true classes to a value."""
 
 
-class Accuracy(_Bundled):
-    """Share of predictions that are right."""
+def _accuracy(ranked: Any, labels: Any) -> float:
+    from sklearn.metrics import accuracy_score
 
-    description = "Share of predictions that are right."
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        return {"accuracy": float(np.mean(np.asarray(predictions) == np.asarray(references)))}
+    return float(accuracy_score(labels, ranked[:, 0]))
 
 
-class F1(_Bundled):
-    """F1 score, the mean over classes (macro)."""
+def _f1(ranked: Any, labels: Any) -> float:
+    """The mean over classes (macro)."""
+    from sklearn.metrics import f1_score
 
-    description = "F1 score, the mean over classes."
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        from sklearn.metrics import f1_score
-
-        return {"f1": float(f1_score(references, predictions, average="macro"))}
+    return float(f1_score(labels, ranked[:, 0], average="macro"))
 
 
-BUNDLED: Mapping[str, type[_Bundled]] = {"accuracy": Accuracy, "f1": F1}
-OFFLINE = (*BUNDLED, "top5_accuracy", *FROM_LOSS)
+def _top5_accuracy(ranked: Any, labels: Any) -> float:
+    return float((ranked[:, :_TOP] == labels[:, None]).any(1).mean())
+
+
+BUNDLED: Mapping[str, Measure] = {
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "top5_accuracy": _top5_accuracy,
+}
+OFFLINE = (*BUNDLED, *FROM_LOSS)
 
 
 def make_compute_metrics(names: Sequence[str]) -> Callable[[Any], dict[str, float]] | None:
@@ -64,22 +51,13 @@ def make_compute_metrics(names: Sequence[str]) -> Callable[[Any], dict[str, floa
     Raises:
         RecipeError: A metric cannot be loaded.
     """
-    wanted = [name for name in names if name not in FROM_LOSS]
-    if not wanted:
+    measures = {n: BUNDLED.get(n) or _load(n) for n in names if n not in FROM_LOSS}
+    if not measures:
         return None
-    loaded = {name: _load(name) for name in wanted if name != "top5_accuracy"}
 
     def compute(outcome: Any) -> dict[str, float]:
         ranked, labels = np.asarray(outcome.predictions), np.asarray(outcome.label_ids)
-        values: dict[str, float] = {}
-        for name in wanted:
-            if name == "top5_accuracy":
-                hits = (ranked[:, :_TOP] == labels[:, None]).any(1)
-                values[name] = float(hits.mean())
-            else:
-                scores = loaded[name].compute(predictions=ranked[:, 0], references=labels)
-                values[name] = float(scores.get(name, next(iter(scores.values()))))
-        return values
+        return {name: measure(ranked, labels) for name, measure in measures.items()}
 
     return compute
 
@@ -91,16 +69,23 @@ def best_classes(logits: Any, labels: Tensor) -> Tensor:
     return best
 
 
-def _load(name: str) -> Any:
-    if name in BUNDLED:
-        return BUNDLED[name]()
+def _load(name: str) -> Measure:
+    """A metric of the `evaluate` library, whose code is run."""
+    import evaluate
+
     try:
-        return evaluate.load(name)
+        metric = evaluate.load(name)
     except Exception as error:  # whatever the network or the metric's own code raises
         raise RecipeError(
             f"evaluate.metrics: {name!r} cannot be loaded ({type(error).__name__}); without the "
             f"Hub there are {', '.join(OFFLINE)}."
         ) from error
+
+    def measure(ranked: Any, labels: Any) -> float:
+        scores = metric.compute(predictions=ranked[:, 0], references=labels)
+        return float(scores.get(name, next(iter(scores.values()))))
+
+    return measure
 
 
 def from_loss(name: str, loss: float) -> float:
@@ -111,8 +96,3 @@ def from_loss(name: str, loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
-
-
-def better(name: str, value: float, other: float) -> bool:
-    """Whether a value of a metric beats another."""
-    return value < other if name in LOWER_IS_BETTER else value > other

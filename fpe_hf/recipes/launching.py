@@ -40,6 +40,7 @@ def launch(
     resume: bool = False,
     resume_from: str | None = None,
     say: Callable[[str], None] = print,
+    allow_code: Sequence[str] = (),
 ) -> Results:
     """Runs a recipe, writes its report, and pushes the model if the recipe says so.
 
@@ -48,13 +49,16 @@ def launch(
         resume: Go on where an earlier run in the same folder stopped.
         resume_from: Go on with a run that `output.push.checkpoints` uploaded to this repository.
         say: Takes lines of progress.
+        allow_code: Names of the code in the recipe that may be run.
 
     Raises:
         RecipeError: See `run_recipe`.
         Interrupted: See `run_recipe`.
     """
     from .running import run_recipe
+    from .trust import check_code
 
+    check_code(recipe, allow_code)  # before anything is fetched
     with _quiet():
         if resume_from is not None:
             _fetch(resume_from, recipe.output.folder)
@@ -64,6 +68,7 @@ def launch(
             say=say,
             finish=lambda results, prepared: _finish(recipe, results, prepared, say),
             callbacks=_callbacks(recipe),
+            allow_code=allow_code,
         )
 
 

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from ..errors import RecipeError
 from ..hub.exchange import exchange
-from .running import RECIPE
+from .claiming import RECIPE, hold, is_free
 from .schema import Push
 
 BRANCH = "run"
@@ -67,15 +67,20 @@ def download_run(repo_id: str, folder: Path) -> None:
         HubError: The Hub refused, or could not be reached.
         RecipeError: The folder is taken, or there is no run.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise RecipeError(
-            f"output.folder: {folder} is not empty; --resume goes on with what is there, and "
-            "--resume-from wants another folder."
-        )
+
+    def check() -> None:
+        if not is_free(folder):
+            raise RecipeError(
+                f"output.folder: {folder} is not empty; --resume goes on with what is there, and "
+                "--resume-from wants another folder."
+            )
 
     def download() -> None:
         snapshot_download(repo_id, revision=BRANCH, local_dir=folder)
 
-    exchange(f"fetching the run from {repo_id!r}", download)
+    check()
+    with hold(folder):
+        check()
+        exchange(f"fetching the run from {repo_id!r}", download)
     if not (folder / RECIPE).is_file():
         raise RecipeError(f"{repo_id!r} holds no run of a recipe (no {RECIPE} in branch {BRANCH}).")

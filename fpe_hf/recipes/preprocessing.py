@@ -236,9 +236,8 @@ def _image_processor(recipe: Recipe) -> Any:
     """The pretrained model's own, or one that fits the config."""
     from transformers import AutoImageProcessor, ViTImageProcessor
 
-    place = recipe.data.processor.name_or_path or recipe.model.name_or_path
-    if place is not None:
-        return _pretrained(AutoImageProcessor, place, recipe)
+    if recipe.data.processor.name_or_path or recipe.model.name_or_path:
+        return _pretrained(AutoImageProcessor, recipe)
     config = model_config(recipe)
     size = getattr(config, "image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
@@ -254,10 +253,18 @@ def _image_processor(recipe: Recipe) -> Any:
     )
 
 
-def _pretrained(kind: Any, place: str, recipe: Recipe) -> Any:
+def _pretrained(kind: Any, recipe: Recipe) -> Any:
+    """The preprocessing that the recipe names, or that of its pretrained model."""
+    place = recipe.data.processor.name_or_path or recipe.model.name_or_path
+    if place is None:
+        raise RecipeError(
+            "data.processor.name_or_path is missing: a model built from a config needs one to load "
+            f"as {kind.__name__}."
+        )
     own = place == recipe.model.name_or_path
     try:
-        return kind.from_pretrained(place, revision=(own and recipe.model.revision) or "main")
+        revision = (own and recipe.model.revision) or "main"
+        return kind.from_pretrained(place, revision=revision, trust_remote_code=False)
     except Exception as error:  # processors raise what they like where their files are missing
         raise RecipeError(
             f"data.processor: no {kind.__name__} can be loaded from {place!r} "
@@ -271,15 +278,11 @@ def _pretrained(kind: Any, place: str, recipe: Recipe) -> Any:
 def _tokenizer(recipe: Recipe) -> Any:
     from transformers import AutoTokenizer
 
-    place = recipe.data.processor.name_or_path or recipe.model.name_or_path
-    if place is None:
-        raise RecipeError(
-            "data.processor.name_or_path is missing: a model built from a config needs a tokenizer."
-        )
-    tokenizer = _pretrained(AutoTokenizer, place, recipe)
+    tokenizer = _pretrained(AutoTokenizer, recipe)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made up by transformers
         raise RecipeError(
-            f"data.processor: {place!r} has no tokenizer. Name one in data.processor.name_or_path."
+            f"data.processor: {tokenizer.name_or_path!r} has no tokenizer. Name one in "
+            "data.processor.name_or_path."
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -336,10 +339,7 @@ def _language(recipe: Recipe, examples: Examples) -> Prepared:
 def _sounds(recipe: Recipe, examples: Examples) -> Prepared:
     from transformers import AutoFeatureExtractor
 
-    place = recipe.data.processor.name_or_path or recipe.model.name_or_path
-    if place is None:
-        raise RecipeError("data.processor.name_or_path is missing: name a feature extractor.")
-    extractor = _pretrained(AutoFeatureExtractor, place, recipe)
+    extractor = _pretrained(AutoFeatureExtractor, recipe)
     rate = extractor.sampling_rate
     length = recipe.data.max_length or 10 * rate
 
@@ -387,10 +387,7 @@ def _wrong_rate(found: int, wanted: int) -> RecipeError:
 def _pairs(recipe: Recipe, examples: Examples) -> Prepared:
     from transformers import AutoProcessor
 
-    place = recipe.data.processor.name_or_path or recipe.model.name_or_path
-    if place is None:
-        raise RecipeError("data.processor.name_or_path is missing: name a processor.")
-    processor = _pretrained(AutoProcessor, place, recipe)
+    processor = _pretrained(AutoProcessor, recipe)
 
     def transform(rows: Rows) -> dict[str, Any]:
         images = [image.convert("RGB") for image in _given(rows, "image")]

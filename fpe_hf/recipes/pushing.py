@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 
+from ..files import scratch
 from ..hub import Pushed, push_to_hub
+from .claiming import RECIPE
 from .results import RESULTS, Results
-from .running import RECIPE, model_folder
+from .running import model_folder
 from .schema import Recipe
 
 _BESIDE = (RECIPE, RESULTS, "report.md", "*.png")
@@ -28,10 +29,10 @@ def push_run(recipe: Recipe, results: Results) -> Pushed:
     assert push is not None
     run = recipe.output.folder
     base = recipe.model.name_or_path
-    with tempfile.TemporaryDirectory(dir=run, prefix=".push-") as staging:
-        folder = Path(staging)
+    with scratch(".push-", run) as place:
+        folder = place / "model"
         best = results.best()
-        shutil.copytree(model_folder(run, best.arm, best.seed), folder, dirs_exist_ok=True)
+        shutil.copytree(model_folder(run, best.arm, best.seed), folder)
         for pattern in _BESIDE:
             for file in run.glob(pattern):
                 shutil.copyfile(file, folder / file.name)

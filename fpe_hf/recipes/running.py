@@ -10,8 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..auditing import audit
 from ..checkpoint.verify import verify_checkpoint
 from ..discovery import find_mlps
@@ -21,9 +19,9 @@ from ..linear import is_linear
 from ..metrics import interference
 from ..selection import select_blocks
 from .arms import Expansion, fpe_config, is_widened, nonzeros, plan_expansion, wide_dense
-from .atomic import write_whole
 from .building import build_parent
 from .checkpoints import last_whole_checkpoint, remove_partial
+from .claiming import claimed
 from .data import load_examples
 from .evaluation import FROM_LOSS, from_loss
 from .preprocessing import Prepared, prepare
@@ -38,12 +36,11 @@ from .training import (
     make_trainer,
     total_steps,
 )
+from .trust import check_code
 
 Say = Callable[[str], None]
 Finish = Callable[[Results, Prepared], None]
 
-RECIPE = "recipe.yaml"
-"""The recipe as it was run, in its output folder."""
 RESULT, MODEL = "result.json", "model"
 _WARM_UP = "warm-up"
 
@@ -60,6 +57,7 @@ def run_recipe(
     say: Say = print,
     finish: Finish | None = None,
     callbacks: Sequence[Any] = (),
+    allow_code: Sequence[str] = (),
 ) -> Results:
     """Trains all arms and writes `results.json` and the models.
 
@@ -69,84 +67,40 @@ def run_recipe(
         say: Takes a line of progress; called on the main process only.
         finish: Called with the results and the data at the end, on the main process only.
         callbacks: More callbacks for the Trainer, for all arms.
+        allow_code: Names of the code in the recipe that may be run.
 
     Returns:
         What came out.
 
     Raises:
-        RecipeError: The data or the model do not fit, the folder is taken, or the training
-            diverged.
+        RecipeError: The data or the model do not fit, the folder is taken, the recipe names code
+            that is not allowed, or the training diverged.
         CheckpointError: A checkpoint to go on from is damaged.
+        InUseError: Another process is running a recipe in the folder.
         Interrupted: The process was asked to stop; `resume` goes on.
     """
+    check_code(recipe, allow_code)
     folder = recipe.output.folder
     # The arguments know of train.use_cpu, which decides how processes talk to each other.
     state = make_arguments(recipe, folder, recipe.compare.seeds[0]).distributed_state
-    if state.is_main_process:
-        _claim(folder, recipe, resume)
-    state.wait_for_everyone()
-    with state.main_process_first():
-        prepared = prepare(recipe, load_examples(recipe.data))
-    results: list[ArmResult] = []
-    for seed in recipe.compare.seeds:
-        place = folder / f"seed-{seed}"
-        repetition = _Repetition(recipe, prepared, seed, place, state, callbacks)
-        for arm in recipe.compare.arms:
-            result = repetition.run(arm)
-            results.append(result)
-            if state.is_main_process:
-                say(f"seed {seed}, {arm}: {result.summary(recipe.metrics[0])}")
-    done = Results.of(recipe, results, prepared)
-    if state.is_main_process:
-        done.write(folder)
-        if finish is not None:
-            finish(done, prepared)
-    return done
-
-
-def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
-    """Takes the folder for this recipe, or makes sure it belongs to it."""
-    file = folder / RECIPE
-    plain = recipe.model_dump(mode="json")
-    if folder.exists() and any(folder.iterdir()):
-        if not resume:
-            raise RecipeError(
-                f"output.folder: {folder} exists and is not empty; --resume goes on with it, "
-                "or choose another."
-            )
-        if file.is_file():
-            _check_same(yaml.safe_load(file.read_text(encoding="utf-8")), plain, file)
-            return
-        raise RecipeError(f"output.folder: {folder} holds no run of a recipe (no {RECIPE}).")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(file, yaml.safe_dump(plain, sort_keys=False))
-
-
-_MAY_CHANGE = ("output.push", "description", "sweep", "output.folder")
-
-
-def _check_same(old: dict[str, Any], new: dict[str, Any], file: Path) -> None:
-    """Refuses to resume under other settings."""
-    before, after = _flat(old), _flat(new)
-    changed = [
-        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(_MAY_CHANGE)
-    ]
-    if changed:
-        raise RecipeError(
-            f"--resume: the recipe differs from that of the run ({file}): {'; '.join(changed)}. "
-            "Restore it, or choose another output.folder."
-        )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+    with claimed(folder, recipe, resume, state):
+        with state.main_process_first():
+            prepared = prepare(recipe, load_examples(recipe.data))
+        results: list[ArmResult] = []
+        for seed in recipe.compare.seeds:
+            place = folder / f"seed-{seed}"
+            repetition = _Repetition(recipe, prepared, seed, place, state, callbacks)
+            for arm in recipe.compare.arms:
+                result = repetition.run(arm)
+                results.append(result)
+                if state.is_main_process:
+                    say(f"seed {seed}, {arm}: {result.summary(recipe.metrics[0])}")
+        done = Results.of(recipe, results, prepared)
+        if state.is_main_process:
+            done.write(folder)
+            if finish is not None:
+                finish(done, prepared)
+        return done
 
 
 @dataclass
@@ -306,7 +260,7 @@ def _metrics(log: dict[str, Any], names: tuple[str, ...]) -> dict[str, float]:
         if name in FROM_LOSS:
             values[name] = from_loss(name, float(log["eval_loss"]))
         else:
-            values[name] = float(log[f"eval_{name.rpartition('/')[2]}"])
+            values[name] = float(log[f"eval_{name}"])
     return values
 
 
@@ -320,5 +274,5 @@ def _save_as_usual(model: Any, conversions: Any) -> None:
 
 def _load_weights(model: Any, checkpoint: Path) -> None:
     """Weights of a checkpoint, for a model of its class."""
-    loaded = type(model).from_pretrained(checkpoint, dtype=model.dtype)
+    loaded = type(model).from_pretrained(checkpoint, dtype=model.dtype, trust_remote_code=False)
     model.load_state_dict(loaded.state_dict())

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RecipeError
+from ..files import whole_folder
 from ..modules import fpe_layers
 from .arms import Expansion
 from .checkpoints import OPTIMIZER, STATE
@@ -44,21 +45,18 @@ def split_checkpoint(
             f"widen.at: {checkpoint} has no {OPTIMIZER} (FSDP and DeepSpeed keep the optimizer "
             "in parts): with them, widen before training (leave widen.at out)."
         )
-    staging = out.with_name(f".{out.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
     before = make_trainer(dense).create_optimizer()
     saved = torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True)
     before.load_state_dict(saved)
     after = make_trainer(arm).create_optimizer()
     carry_state(before, dense, after, arm, expansion)
-    torch.save(after.state_dict(), staging / OPTIMIZER)
-    arm.save_pretrained(staging)
     random_states = (path.name for path in checkpoint.glob("rng_state*.pth"))
-    for name in (SCHEDULER, STATE, *random_states):
-        shutil.copyfile(checkpoint / name, staging / name)
-    shutil.rmtree(out, ignore_errors=True)
-    staging.rename(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(out, replace=True) as folder:
+        torch.save(after.state_dict(), folder / OPTIMIZER)
+        arm.save_pretrained(folder)
+        for name in (SCHEDULER, STATE, *random_states):
+            shutil.copyfile(checkpoint / name, folder / name)
 
 
 def carry_state(
@@ -102,7 +100,7 @@ def carry_state(
         state = {key: value.clone() if isinstance(value, Tensor) else value for key, value in steps}
         for key, moments in carried.items():
             value = moments.get(name)
-            if value is not None and value.shape == parameter.shape:
+            if value is not None and value.shape == parameter.shape and not value.isnan().any():
                 state[key] = value.to(parameter.device)
         if len(state) == len(steps) + len(carried):
             after.state[parameter] = state
@@ -111,13 +109,14 @@ def carry_state(
 def _moments(
     key: str, states: dict[str, dict[str, Any]], dense: nn.Module, expansion: Expansion
 ) -> dict[str, Tensor]:
-    """One kind of state, expanded as the weights are: name in the arm -> tensor."""
+    """One kind of state, expanded as the weights are: name in the arm -> tensor, NaN where the
+    parent has no such state."""
     holder = copy.deepcopy(dense)
     with torch.no_grad():
         for name, parameter in holder.named_parameters():
             value = states.get(name, {}).get(key)
             if value is None or value.shape != parameter.shape:
-                parameter.zero_()
+                parameter.fill_(torch.nan)  # unknown
             else:
                 parameter.copy_(value)
     expanded = expansion(holder)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..extras import need
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -127,6 +128,7 @@ class Examples:
 
     def to_dataset(self) -> Dataset:
         """As a `datasets.Dataset` with the columns `x` (0/1 lists) and `label`."""
+        need("recipes", "Examples.to_dataset")
         from datasets import ClassLabel, Dataset, Features, Sequence, Value
 
         features = Features(

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..fashion_mnist import CLASSES, read_fashion_mnist
+from .. import pictures
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,11 @@ def digits() -> Labelled:
 
     Inputs are images `[1, 8, 8]` from 0 to 1.
     """
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    x = torch.from_numpy(images).float().view(-1, 1, 8, 8) / 16
-    y = torch.from_numpy(labels).long()
+    found = pictures.digits()
+    x, y = _tensors(found)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
     train, test = order[: len(y) * 4 // 5], order[len(y) * 4 // 5 :]
-    return Labelled(x[train], y[train], x[test], y[test], tuple("0123456789"))
+    return Labelled(x[train], y[train], x[test], y[test], found.names)
 
 
 def fashion_mnist(folder: str | Path | None = None) -> Labelled:
@@ -62,15 +59,17 @@ def fashion_mnist(folder: str | Path | None = None) -> Labelled:
     Inputs are images `[1, 28, 28]` from 0 to 1; 10,000 are for testing.
 
     Args:
-        folder: See `fpe_hf.fashion_mnist.read_fashion_mnist`.
+        folder: See `fpe_hf.pictures.fashion_mnist`.
 
     Raises:
         DataError: A file is damaged.
         MissingDataError: A file is not there.
     """
+    train, test = (pictures.fashion_mnist(split, folder) for split in ("train", "test"))
+    return Labelled(*_tensors(train), *_tensors(test), train.names)
 
-    def tensors(split: str) -> tuple[Tensor, Tensor]:
-        images, labels = (torch.tensor(array) for array in read_fashion_mnist(split, folder))
-        return images.float().unsqueeze(1) / 255, labels.long()
 
-    return Labelled(*tensors("train"), *tensors("test"), CLASSES)
+def _tensors(found: pictures.Pictures) -> tuple[Tensor, Tensor]:
+    """Images `[examples, 1, height, width]` from 0 to 1, and labels."""
+    images = torch.tensor(found.images).float().unsqueeze(1) / found.white
+    return images, torch.tensor(found.labels).long()

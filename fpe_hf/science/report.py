@@ -7,8 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
+
+from ..files import recover, whole_folder
+from ..markup import table
 
 _TABLE = "table.csv"
 
@@ -50,8 +52,14 @@ class Report:
             f"Run time: {self.seconds:.0f} s, {self.cpu_seconds:.0f} s of processor time. "
             "Intervals (ci95 is half of one) are 95 % confidence intervals over seeds."
         )
-        parts = [self.text, *images, markdown_table(self.rows), took]
+        parts = [self.text, *images, self._markdown_table(), took]
         return "\n\n".join(parts) + "\n"
+
+    def _markdown_table(self) -> str:
+        """Numbers are rounded to 4 significant digits, NaN is left empty."""
+        header = list(self.rows[0])
+        rows = ([_cell(row[name]) for name in header] for row in self.rows)
+        return table(header, rows, texts=len(header))
 
     def write(self, folder: Path) -> None:
         """Writes `README.md`, `table.csv` and the figures (SVG), all or nothing.
@@ -63,16 +71,12 @@ class Report:
             FileExistsError: Something else is there.
         """
         folder = folder.resolve()
+        recover(folder)
         if folder.exists() and not _holds_report(folder):
             raise FileExistsError(f"{folder} holds something else than a report: choose another.")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-            new, old = Path(scratch) / "new", Path(scratch) / "old"
-            new.mkdir()
+        with whole_folder(folder, replace=True) as new:
             self._write_files(new)
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
 
     def _write_files(self, folder: Path) -> None:
         (folder / "README.md").write_text(self.markdown(), encoding="utf-8")
@@ -97,13 +101,6 @@ def _holds_report(folder: Path) -> bool:
         return False
     entries = list(folder.iterdir())
     return not entries or (folder / _TABLE in entries and all(map(Path.is_file, entries)))
-
-
-def markdown_table(rows: Sequence[Row]) -> str:
-    """A Markdown table; numbers are rounded to 4 significant digits, NaN is left empty."""
-    header = list(rows[0])
-    lines = [header, ["---"] * len(header), *([_cell(row[h]) for h in header] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _cell(value: object) -> str:

@@ -8,7 +8,7 @@ same child; a clause is *covered* if it is whole in some child of some of the `h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import comb, prod, sqrt
+from math import prod, sqrt
 
 import torch
 
@@ -53,13 +53,6 @@ def collision_probability(inputs: int, literals: int, alpha: int) -> float:
 def collision_approximation(literals: int, alpha: int) -> float:
     """The paper's `alpha^-(2k-1)` (arXiv 2510.04500): the limit of many inputs."""
     return float(alpha) ** -(2 * literals - 1)
-
-
-def expected_collisions(
-    inputs: int, clauses: int, literals: int, parents: int, alpha: int
-) -> float:
-    """Expected number of collisions over all pairs of disjoint clauses and all parents, exactly."""
-    return parents * comb(clauses, 2) * collision_probability(inputs, literals, alpha)
 
 
 def expected_coverage(inputs: int, literals: int, parents: int, alpha: int) -> float:

@@ -90,6 +90,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
             KeyError("name"),
             "Error: KeyError: 'name'\n(fpe-hf --debug shows where this happened.)\n",
         ),
+        (OSError("\x1b[2Jname\u202e"), "Error: \\x1b[2Jname\\u202e\n"),
         (
             RuntimeError(),
             "Error: RuntimeError: \n(fpe-hf --debug shows where this happened.)\n",
@@ -120,6 +121,18 @@ def test_help_is_quick_because_it_imports_neither_torch_nor_transformers(tmp_pat
         result = in_subprocess("-c", code, *args, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert "HEAVY []" in result.stdout
+
+
+def test_sigterm_leaves_nothing(dense: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, signal\n"
+        "from fpe_hf.cli import main, widen\n"
+        "widen._widen = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "main()\n"
+    )
+    result = in_subprocess("-c", code, "widen", dense, "--out", tmp_path / "out", cwd=tmp_path)
+    assert result.returncode == 143, result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_entry_point_in_a_fresh_process(dense: Path, tmp_path: Path) -> None:

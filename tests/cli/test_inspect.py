@@ -85,6 +85,16 @@ def test_config_only_reads_no_weights(widened: Path, tmp_path: Path) -> None:
     assert found["audit"] is None
 
 
+def test_names_do_not_control_the_terminal(widened: Path, tmp_path: Path) -> None:
+    shutil.copytree(widened, folder := tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["blocks"][0]["name"] = "\x1b[2J\rblock"
+    (folder / "config.json").write_text(json.dumps(config))
+    result = fpe_hf("inspect", folder, "--config-only")
+    assert "\\x1b[2J\\rblock" in result.out
+    assert not {"\x1b", "\r"} & set(result.out)
+
+
 def test_names_any_damage(damaged: tuple[Path, str]) -> None:
     folder, message = damaged
     assert_refused(fpe_hf("inspect", folder), message)

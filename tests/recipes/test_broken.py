@@ -146,7 +146,7 @@ def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
         (["model.config.hidden_sizes=eight"], "model.config"),
         (["model.config={model_type: vit}"], "'vit' takes no features"),
         (["model.freeze=[head]"], "'head' names no parameter"),
-        (["evaluate.metrics=[acuracy]"], "'acuracy' cannot be loaded"),
+        (["evaluate.metrics=[acuracy]"], "Did you mean 'accuracy'?"),
         (["widen.alpha=65"], "alpha"),
         (["widen.targets=[heads]"], "heads"),
         (["widen.targets=null"], "targets"),

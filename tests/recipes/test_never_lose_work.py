@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, TrainerCallback
 
-from fpe_hf.errors import RecipeError
+from fpe_hf.errors import InUseError, RecipeError
 from fpe_hf.recipes import running, splitting
 from fpe_hf.recipes.checkpoints import last_whole_checkpoint
+from fpe_hf.recipes.claiming import claim, hold
 from fpe_hf.recipes.parsing import parse_recipe
 from fpe_hf.recipes.schema import Recipe
 from fpe_hf.recipes.training import Interrupted
@@ -235,10 +237,68 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 )
 def test_resume_refuses_another_recipe(assignment: str, named: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    running._claim(folder, recipe(folder), resume=False)
-    running._claim(folder, recipe(folder), resume=True)
-    with pytest.raises(RecipeError, match=named):
-        running._claim(folder, recipe(folder, assignment), resume=True)
+    for resume in (False, True):
+        with claim(folder, recipe(folder), resume):
+            pass
+    with (
+        pytest.raises(RecipeError, match=named),
+        claim(folder, recipe(folder, assignment), resume=True),
+    ):
+        pass
+
+
+def test_a_folder_is_run_in_by_one_process_at_a_time(
+    uninterrupted: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    (ready, tell), (wait, _) = os.pipe(), os.pipe()
+
+    def pause() -> None:
+        os.write(tell, b"!")
+        os.read(wait, 1)
+
+    def run() -> None:
+        running.make_trainer = with_callback(_Die(5, "dense", pause))
+        running.run_recipe(recipe(folder))
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    os.read(ready, 1)
+    (half := folder / "seed-0" / "dense" / "checkpoint-5").mkdir()  # as if it were being written
+    before = sorted(folder.rglob("*"))
+    holder = f"process {process.pid} on {socket.gethostname()}"
+    with pytest.raises(InUseError, match=f"is in use by {holder}"):
+        running.run_recipe(recipe(folder), resume=True)
+    with pytest.raises(InUseError), hold(folder):
+        pass
+    assert half.is_dir()
+    assert sorted(folder.rglob("*")) == before
+    process.kill()
+    process.join()
+    running.run_recipe(recipe(folder), resume=True)
+    assert same(weights(folder), uninterrupted)
+
+
+def test_killed_while_the_folder_is_claimed(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("process 1 on nowhere")
+    (tmp_path / ".recipe.yaml.1.part").write_text("half")
+    with claim(tmp_path, recipe(tmp_path), resume=False):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "recipe.yaml"]
+    (tmp_path / "seed-0").mkdir()
+    (tmp_path / "seed-0" / ".result.json.1.part").write_text("half")
+    with claim(tmp_path, recipe(tmp_path), resume=True):
+        assert not list((tmp_path / "seed-0").iterdir())
+
+
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with claim(tmp_path, recipe(tmp_path), resume=False):
+        assert "cannot be locked" in caplog.text
 
 
 def test_a_used_folder_is_left_alone(tmp_path: Path) -> None:

@@ -147,5 +147,12 @@ def test_state_of_another_shape_starts_afresh() -> None:
     arm = expansion(copy.deepcopy(dense))
     after = torch.optim.Adafactor(arm.parameters())
     carry_state(before, dense, after, arm, expansion)
+    parents = {name: before.state[p] for name, p in dense.named_parameters()}
+    carried = {name: after.state.get(p) for name, p in arm.named_parameters()}
+    assert carried["0.weight"] is None
+    assert carried["2.weight"] is None
+    for name in ("0.bias", "2.bias"):
+        assert carried[name]["step"] == 1
+        assert torch.equal(carried[name]["variance"], parents[name]["variance"])
     arm(torch.ones(2, 8)).sum().backward()
     after.step()

@@ -8,10 +8,9 @@ import pytest
 
 from fpe_hf.errors import RecipeError
 from fpe_hf.recipes import sweeping
+from fpe_hf.recipes.claiming import hold
 from fpe_hf.recipes.parsing import parse_recipe
 from fpe_hf.recipes.sweeping import grid, place, run_sweep
-
-pytest.importorskip("optuna")
 
 RECIPE = """
 model:
@@ -80,6 +79,17 @@ def test_a_sweep_goes_on_where_it_failed(
     monkeypatch.setattr(sweeping, "launch", lambda *a, **k: (calls.append(1), launch(*a, **k))[1])
     assert len(rows(run_sweep(*recipe))) == 8
     assert len(calls) == 2
+
+
+def test_a_point_that_another_process_runs_is_left_to_it(recipe: tuple[str, list[str]]) -> None:
+    folder = Path(recipe[1][0].partition("=")[2])
+    theirs = place(folder, {"model.config.hidden_sizes": [6], "widen.alpha": 2})
+    said: list[str] = []
+    with hold(theirs):
+        assert len(rows(run_sweep(*recipe, say=said.append))) == 6
+    assert f"  {theirs.name} is being run by another process" in said
+    assert [path.name for path in theirs.iterdir()] == [".lock"]
+    assert len(rows(run_sweep(*recipe))) == 8
 
 
 def test_two_processes_share_the_points(recipe: tuple[str, list[str]]) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import RecipeError, did_you_mean
-from ...fashion_mnist import CLASSES as FASHION_CLASSES
-from ...fashion_mnist import read_fashion_mnist
+from ...pictures import Pictures, digits, fashion_mnist
 from ..schema import Data
 
 BUILDERS = ("imagefolder", "audiofolder", "csv", "json", "parquet", "arrow", "text")
@@ -73,9 +72,9 @@ def load_examples(data: Data) -> Examples:
 def _load(data: Data, split: str) -> Any:
     if data.source == "digits":
         _only_train(data, split)
-        return _digits()
+        return _image_dataset(digits())
     if data.source == "fashion-mnist":
-        return _fashion(data, split)
+        return _image_dataset(fashion_mnist(split, data.data_dir))
     with _reading(data, split):
         if any(Path(data.source, name).is_file() for name in _SAVED):
             return _saved(data, split)
@@ -172,29 +171,16 @@ def _saved(data: Data, split: str) -> Any:
     return saved[split]
 
 
-def _digits() -> Any:
-    """scikit-learn's digits, 1797 images of 8 x 8 pixels."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = (digits.images * (255 / 16)).round().astype("uint8")
-    return _image_dataset(images, digits.target, [str(number) for number in range(10)])
-
-
-def _fashion(data: Data, split: str) -> Any:
-    images, labels = read_fashion_mnist(split, data.data_dir)
-    return _image_dataset(images, labels, FASHION_CLASSES)
-
-
-def _image_dataset(images: Any, labels: Any, names: Any) -> Any:
+def _image_dataset(found: Pictures) -> Any:
     """Images as encoded by `datasets`: PNG, so that they look like those of any image data set."""
     import datasets
     from PIL import Image
 
     features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))}
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(found.names))}
     )
-    columns = {"image": [Image.fromarray(i) for i in images], "label": [int(i) for i in labels]}
+    grey = (found.images * (255 / found.white)).round().astype("uint8")
+    columns = {"image": list(map(Image.fromarray, grey)), "label": found.labels.tolist()}
     return datasets.Dataset.from_dict(columns, features=features)
 
 

@@ -111,7 +111,7 @@ def measure_saved(recipe: Recipe, dense: Path, widened: Path, inputs: Inputs) ->
     """
     device = PartialState().device
     pair = [
-        auto_class(recipe).from_pretrained(folder, dtype="auto").to(device)
+        auto_class(recipe).from_pretrained(folder, dtype="auto", trust_remote_code=False).to(device)
         for folder in (dense, widened)
     ]
     return measure_latency(pair[0], pair[1], inputs)

@@ -9,10 +9,12 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from ..atomic import write_whole
+from ...files import write_whole
+from ...markup import plain, table
 from ..results import Results
 from .content import Report, compose
 from .latency import Latency
+from .tables import Table
 
 HTML, MARKDOWN = "report.html", "report.md"
 
@@ -46,7 +48,8 @@ def render(report: Report, name: str) -> str:
     environment.filters |= {
         "data_uri": _data_uri,
         "fence": _fence,
-        "md": escape_markdown,
+        "md": plain,
+        "md_table": _markdown_table,
         "picture_file": picture_file,
     }
     return environment.get_template(name).render(report=report)
@@ -57,9 +60,9 @@ def picture_file(name: str) -> str:
     return f"report-{name}.png"
 
 
-def escape_markdown(text: str) -> str:
-    """A text on one line that Markdown shows as it is, in tables too."""
-    return re.sub(r"([\\`*_\[\]<>|~#&])", r"\\\1", " ".join(text.split()))
+def _markdown_table(content: Table) -> str:
+    header, *rows = [[plain(cell) for cell in row] for row in (content.header, *content.rows)]
+    return table(header, rows, content.texts)
 
 
 def _fence(code: str) -> str:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from fpe_hf.encoders import Encoder
 from fpe_hf.errors import RecipeError
-from fpe_hf.recipes.data import Examples, embedding
+from fpe_hf.recipes.data import Examples
 from fpe_hf.recipes.data.embedding import embed
 from fpe_hf.recipes.schema import Embed
 
@@ -58,15 +59,16 @@ def test_images_become_their_projection(tiny_folder: Callable[[str], Path], tmp_
 
 
 def test_the_same_is_embedded_once(tower: Embed, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = vectors(embed(tower, examples()))
-    with monkeypatch.context() as patch:
-        patch.setattr(embedding._Tower, "_load", lambda self: pytest.fail("embedded again"))
-        assert np.array_equal(vectors(embed(tower, examples())), first)
     calls: list[int] = []
-    load = embedding._Tower._load
-    monkeypatch.setattr(embedding._Tower, "_load", lambda self: (calls.append(1), load(self))[1])
+    encode = Encoder.__call__
+    monkeypatch.setattr(
+        Encoder, "__call__", lambda self, rows: (calls.append(len(rows)), encode(self, rows))[1]
+    )
+    first = vectors(embed(tower, examples()))
+    assert calls == [len(TEXTS), 2]
+    assert np.array_equal(vectors(embed(tower, examples())), first)
     embed(tower, examples(TEXTS[::-1]))
-    assert calls == [1]
+    assert calls == [len(TEXTS), 2, len(TEXTS), 2]
 
 
 def test_another_tower_is_another_key(tower: Embed, tmp_path: Path) -> None:
@@ -85,7 +87,7 @@ def test_an_interrupted_embedding_leaves_nothing(
     tower: Embed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(self: Any, path: Any, **kwargs: Any) -> None:
-        Path(path).mkdir()
+        (Path(path) / "half").mkdir()
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:

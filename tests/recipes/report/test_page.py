@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from fpe_hf.recipes.report import Latency, Timing, write_report
-from fpe_hf.recipes.report.page import escape_markdown
 from fpe_hf.recipes.results import Results
 from recipes.report.runs import make_results
 
@@ -129,10 +128,6 @@ def test_what_users_write_stays_text(nasty: str, tmp_path: Path) -> None:
     assert all(link.startswith("data:image/png") for link in reader.links)
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8").partition("## Recipe")[0]
     assert not re.search(r"(?<!\\)<", markdown)
-
-
-def test_markdown_escapes() -> None:
-    assert escape_markdown("a|b\n*c* [d](e) `f` <g>") == r"a\|b \*c\* \[d\](e) \`f\` \<g\>"
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from fpe_hf.errors import DataError, MissingDataError
-from fpe_hf.fashion_mnist import DEBIAN_FOLDER, read_fashion_mnist, read_idx
+from fpe_hf.pictures import DEBIAN_FOLDER, fashion_mnist, read_idx
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -53,13 +53,14 @@ def test_a_packed_file_that_is_cut_short(tmp_path: Path) -> None:
 
 def test_missing_files_say_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(MissingDataError, match="apt install dataset-fashion-mnist"):
-        read_fashion_mnist("train", tmp_path)
+        fashion_mnist("train", tmp_path)
     with pytest.raises(DataError, match="accepted: train, test"):
-        read_fashion_mnist("validation", tmp_path)
+        fashion_mnist("validation", tmp_path)
 
 
 @pytest.mark.skipif(not DEBIAN_FOLDER.is_dir(), reason="dataset-fashion-mnist is not installed")
 def test_the_real_files() -> None:
-    images, labels = read_fashion_mnist("test")
+    found = fashion_mnist("test")
+    images, labels = found.images, found.labels
     assert images.shape == (10_000, 28, 28)
     assert np.array_equal(np.bincount(labels), [1000] * 10)

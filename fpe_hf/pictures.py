@@ -1,16 +1,20 @@
-"""FashionMNIST (Xiao et al., arXiv 1708.07747), and the IDX format that it comes in."""
+"""Pictures that need no download: handwritten digits, and FashionMNIST (Xiao et al., arXiv
+1708.07747) in the IDX format that it comes in."""
 
 from __future__ import annotations
 
 import gzip
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import DataError, MissingDataError
+from .extras import need
 
 FOLDER_VARIABLE = "FPE_HF_FASHION_MNIST"
 """Environment variable: folder of the four IDX files."""
@@ -65,18 +69,43 @@ def read_idx(file: Path) -> npt.NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
-def read_fashion_mnist(
-    split: str, folder: str | Path | None = None
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+@dataclass(frozen=True)
+class Pictures:
+    """Labelled pictures in shades of grey.
+
+    Attributes:
+        images: `[examples, height, width]`, uint8.
+        labels: `[examples]`, integers.
+        names: Names of the classes.
+        white: The value that is white; 0 is black.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[Any]
+    names: tuple[str, ...]
+    white: int
+
+
+def digits() -> Pictures:
+    """scikit-learn's digits: 1,797 images of 8 x 8 pixels.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    need("science", "The digits")
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    return Pictures(found.images.astype(np.uint8), found.target, tuple("0123456789"), 16)
+
+
+def fashion_mnist(split: str, folder: str | Path | None = None) -> Pictures:
     """FashionMNIST, or whatever else is stored under the same file names.
 
     Args:
         split: `train` or `test`.
         folder: Folder of the IDX files, compressed or not; by default what the environment variable
             `FPE_HF_FASHION_MNIST` says, or where Debian's package puts them.
-
-    Returns:
-        Images `[examples, 28, 28]` and labels `[examples]`, uint8.
 
     Raises:
         DataError: A file is damaged, or the split unknown.
@@ -88,7 +117,7 @@ def read_fashion_mnist(
     images, labels = (read_idx(_find(place, stem)) for stem in _FILES[split])
     if len(images) != len(labels) or images.ndim != 3:
         raise DataError(f"{place}: {images.shape} images and {labels.shape} labels do not fit.")
-    return images, labels
+    return Pictures(images, labels, CLASSES, 255)
 
 
 def _find(folder: Path, stem: str) -> Path:
