@@ -101,7 +101,8 @@ def install(module: nn.Module, parts: Parts) -> None:
 
 def _forward(module: Any, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     own: Apart | None = module.__dict__.get("_fpe_apart")
-    if own is None or not is_ordinary() or not is_allowed():
+    x = args[0] if args else None
+    if own is None or not is_ordinary() or not (isinstance(x, Tensor) and is_allowed(x)):
         return stock(module, *args, **kwargs)
     run = _Run(module, own)
     if module.training not in own.activation:

@@ -33,9 +33,9 @@ def unfused() -> Iterator[None]:
         _allowed.reset(token)
 
 
-def is_allowed() -> bool:
-    """Whether modules may compute as one operation here; see `unfused`."""
-    return _allowed.get()
+def is_allowed(x: Tensor) -> bool:
+    """Whether a module may compute as one operation what it does with `x`: see `unfused`."""
+    return not torch.compiler.is_compiling() and dispatch.may_pay(x) and _allowed.get()
 
 
 @dataclass(frozen=True)
@@ -124,15 +124,14 @@ class Whole:
 def forward(module: Any, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The forward of a module that is an MLP and nothing else."""
     x = args[0] if args else next(iter(kwargs.values()), None)
-    if torch.compiler.is_compiling() or not isinstance(x, Tensor) or len(args) + len(kwargs) != 1:
-        return stock(module, *args, **kwargs)
-    result = _fused(module, x)
+    alone = len(args) + len(kwargs) == 1 and isinstance(x, Tensor)
+    result = _fused(module, x) if alone and is_allowed(x) else None
     return stock(module, *args, **kwargs) if result is None else result
 
 
 def _fused(module: nn.Module, x: Tensor) -> Tensor | None:
     own: Whole | None = module.__dict__.get("_fpe_whole")
-    layers = None if own is None or not is_allowed() else own.parts.layers(module)
+    layers = None if own is None else own.parts.layers(module)
     if own is None or layers is None:
         return None
     program = own.program

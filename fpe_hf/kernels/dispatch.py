@@ -17,6 +17,11 @@ FEWEST_PRODUCTS = 1_000_000
 """Multiply-adds of an MLP from which computing it as one operation pays for its bookkeeping."""
 
 
+def may_pay(x: Tensor) -> bool:
+    """Whether there are tokens enough to ask `may_fuse`."""
+    return x.shape[:-1].numel() >= FEWEST_TOKENS
+
+
 def may_fuse(x: Tensor, spec: BlockSpec, operands: Sequence[Tensor | None]) -> bool:
     """Whether an MLP of the `block` layout is computed as one operation (`fused.py`) rather than
     projection by projection (`block.py`).
@@ -31,12 +36,11 @@ def may_fuse(x: Tensor, spec: BlockSpec, operands: Sequence[Tensor | None]) -> b
     """
     if not x.is_cpu or x.shape[-1] != spec.in_features:
         return False
-    tokens = x.numel() // spec.in_features
     given = [tensor for tensor in operands if tensor is not None]
     floats = [tensor for tensor in given if tensor.is_floating_point()]
     return (
-        tokens >= FEWEST_TOKENS
-        and tokens * spec.nonzeros >= FEWEST_PRODUCTS
+        may_pay(x)
+        and x.shape[:-1].numel() * spec.nonzeros >= FEWEST_PRODUCTS
         and not torch.is_autocast_enabled("cpu")
         and all(tensor.is_cpu for tensor in given)
         and all(tensor.dtype == x.dtype for tensor in floats)

@@ -20,10 +20,10 @@ from . import block
 from .block import couple, inverse, pick
 from .ordinary import is_ordinary
 
-MOST_TOKENS = 2048
+MOST_TOKENS = 1024
 """Tokens at a time."""
 
-PIECE = 1 << 20
+PIECE = 3 << 19
 """Hidden activations at a time, about."""
 
 UP_OPERANDS, DOWN_OPERANDS = 4, 3
@@ -61,7 +61,12 @@ def fused(mlp: MLP, x: Tensor, *operands: Tensor | None) -> Tensor:
         `[..., out_features]`.
     """
     rows = x.reshape(-1, mlp.spec.in_features)
-    result: Tensor = _Fused.apply(mlp, rows, *operands)  # type: ignore[no-untyped-call]
+    # Within an autograd function nothing tells whether its result will have gradients.
+    trained = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (x, *operands)
+    )
+    keep = trained and not mlp.recompute
+    result: Tensor = _Fused.apply(mlp, keep, rows, *operands)  # type: ignore[no-untyped-call]
     return result.view(*x.shape[:-1], mlp.spec.out_features)
 
 
@@ -88,8 +93,9 @@ def _by_up(operands: Operands) -> list[Operands]:
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, mlp: MLP, x: Tensor, *operands: Tensor | None) -> Tensor:
-        keep = any(ctx.needs_input_grad) and not mlp.recompute
+    def forward(
+        ctx: Any, mlp: MLP, keep: bool, x: Tensor, *operands: Tensor | None
+    ) -> Tensor:
         kept: list[Tensor] = []
         bias = operands[-1]
         result = x.new_zeros(len(x), mlp.spec.out_features)
@@ -97,8 +103,10 @@ class _Fused(torch.autograd.Function):
             result += bias
         pieces = _pieces(mlp.spec, len(x), operands)
         for rows in _chunks(len(x)):
+            read: list[Tensor] = []
             for piece in pieces:
-                read, target = piece.read(x[rows]), piece.target(result[rows])
+                read = piece.read(x[rows]) if piece.first else read
+                target = piece.target(result[rows])
                 for children in piece.groups:
                     sums = piece.sums(read, children)
                     if keep:
@@ -114,11 +122,11 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         mlp: MLP = ctx.mlp
         count = 1 + UP_OPERANDS * len(mlp.spec.ups) + DOWN_OPERANDS
-        tensors, wanted = ctx.saved_tensors[:count], ctx.needs_input_grad[1:]
+        tensors, wanted = ctx.saved_tensors[:count], ctx.needs_input_grad[2:]
         if torch.is_grad_enabled() or not is_ordinary(gradient):
-            return (None, *_plain_back(mlp, tensors, wanted, gradient))
+            return (None, None, *_plain_back(mlp, tensors, wanted, gradient))
         kept = iter(ctx.saved_tensors[count:]) if ctx.keep else None
-        return (None, *_back(mlp, tensors, wanted, gradient, kept))
+        return (None, None, *_back(mlp, tensors, wanted, gradient, kept))
 
 
 def _plain_back(
@@ -157,9 +165,11 @@ def _back(
     pieces = _pieces(mlp.spec, len(x), operands)
     to_pieces = _pieces(mlp.spec, len(x), to_operands)
     for rows in _chunks(len(x)):
+        read, to_read, to_target = list[Tensor](), list[Tensor](), gradient[rows]
         for piece, to in zip(pieces, to_pieces, strict=True):
-            read, to_target = piece.read(x[rows]), piece.gather_outputs(gradient[rows])
-            to_read = [torch.zeros_like(own) for own in read] if to_x is not None else []
+            if piece.first:
+                read, to_target = piece.read(x[rows]), piece.gather_outputs(gradient[rows])
+                to_read = [torch.zeros_like(own) for own in read] if to_x is not None else []
             for children in piece.groups:
                 sums = piece.sums(read, children) if kept is None else piece.like(kept, children)
                 with torch.enable_grad():
@@ -176,7 +186,7 @@ def _back(
                 to.add_up_(read, to_sums, children)
                 if to_x is not None:
                     piece.back_up_(to_read, to_sums, children)
-            if to_x is not None:
+            if to_x is not None and piece.last:
                 piece.add_inputs_(to_x[rows], to_read)
     return grads
 
@@ -222,6 +232,8 @@ class _Piece:
     """Some parents of a tile: their part of the operands, or of the operands' gradients.
 
     Attributes:
+        first: Whether it is the first piece of its tile.
+        last: Whether it is the last.
         groups: The children that are computed together.
         inputs: Per up projection, what the tile's children read, or `None`.
         outputs: What they write, or `None`: all, in order.
@@ -240,6 +252,7 @@ class _Piece:
         start, stop = spec.tiles[tile]
         self.spec = spec
         self.own = slice(parents.start - start, parents.stop - start)
+        self.first, self.last = parents.start == start, parents.stop == stop
         self.coupled = block.is_coupled(spec)
         self.equal = self.coupled and spec.coupling == 1.0 and not spec.learn_coupling
         self.equal &= spec.bias == "shared" or not any(spec.up_biases)
