@@ -7,7 +7,6 @@ by name, and hands the model back to the quantizer. That is exactly what a widen
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -170,12 +169,12 @@ class FPEQuantizer(HfQuantizer):  # type: ignore[misc]
         from .limits import check_plan
         from .loading import insert_empty_layers
         from .saving import wrap_saving
-        from .verify import verify_files
+        from .verify import stored_bytes, verify_files
 
         wrap_saving()
         files = kwargs.get("checkpoint_files")
         specs = self.quantization_config.specs
-        check_plan(specs, None if files is None else sum(map(os.path.getsize, files)))
+        check_plan(specs, None if files is None else stored_bytes(files))
         insert_empty_layers(model, specs)
         if files is not None:
             verify_files(model, files, self)

@@ -72,20 +72,21 @@ def validate_checkpoint(
     folder = Path(path)
     check_regular(folder)
     config = read_json(folder / CONFIG)
-    stored = config.get("quantization_config")
-    if not isinstance(stored, dict) or stored.get("quant_method") != QUANT_METHOD:
+    fields = config.get("quantization_config")
+    if not isinstance(fields, dict) or fields.get("quant_method") != QUANT_METHOD:
         raise CheckpointError(f"{folder / CONFIG} does not describe a widened model.")
     check_counts(config, str(folder / CONFIG))
-    plan = FPEQuantizationConfig(**stored)
+    plan = FPEQuantizationConfig(**fields)
     files = [folder / name for name in weight_files(folder, config, variant)]
     for file in files:
         if not file.is_file():
             raise CheckpointError(f"{file} is missing.")
+    stored = count_tensors(files)
     size = sum(file.stat().st_size for file in files)
     check_plan(plan.specs, size)
     limits = limited_resources if limited else nullcontext
     with limits():
-        model = _empty_model(folder, count_tensors(files))
+        model = _empty_model(folder, stored)
         insert_empty_layers(model, plan.specs)
     with model_tensors(model, [str(file) for file in files], FPEQuantizer(plan)) as tensors:
         check_backing(model, tensors, size)
@@ -96,7 +97,7 @@ def validate_checkpoint(
         )
     if blocks:
         with limits():
-            _check_blocks(_empty_model(folder, report.tensors), plan.specs)
+            _check_blocks(_empty_model(folder, stored), plan.specs)
     return report
 
 

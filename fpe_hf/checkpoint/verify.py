@@ -41,7 +41,7 @@ def verify_files(model: PreTrainedModel, files: Sequence[str], quantizer: HfQuan
             holds indices out of range; a checksum does not match.
     """
     with model_tensors(model, files, quantizer) as tensors:
-        check_backing(model, tensors, sum(os.path.getsize(file) for file in files))
+        check_backing(model, tensors, stored_bytes(files))
         if is_saved_class(model):
             check_present(model, tensors)
         verify_layers(model, tensors)
@@ -149,6 +149,18 @@ def _add_twins(model: nn.Module, tensors: dict[str, tuple[Any, str]]) -> None:
         held = next((tensors[name] for name in names if name in tensors), None)
         if held is not None:
             tensors.update({name: held for name in names if name not in tensors})
+
+
+def stored_bytes(files: Sequence[str]) -> int:
+    """Bytes in safetensors files.
+
+    Raises:
+        CheckpointError: One is broken, or it is truncated.
+    """
+    for file in files:
+        with open_safetensors(file):
+            pass
+    return sum(map(os.path.getsize, files))
 
 
 def open_safetensors(file: str, backend: str = "mmap") -> Any:
