@@ -192,7 +192,7 @@ class _Watcher(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.name: str | None = None
         self.hidden: list[Tensor] = []
         self._read: Tensor | None = None

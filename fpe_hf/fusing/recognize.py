@@ -1,4 +1,4 @@
-"""Reads from a module's program whether it is an MLP: `down(f(up(x)))`, or `down(f(gate(x), up(x)))`.
+"""Reads from a module's program whether it is an MLP: `down(f(up(x)))`, gated or not.
 
 torch.fx runs the program once, with symbols for tensors. What lies between the projections must be
 elementwise, and everything that is not understood is a no.

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import torch
@@ -62,8 +61,10 @@ class Parts:
 def submodule(module: nn.Module, name: str) -> nn.Module | None:
     """A submodule by its dotted name, or `None`: `get_submodule` without checks, as it is called
     in every forward pass."""
-    found: Any = reduce(lambda own, part: own and own._modules.get(part), name.split("."), module)
-    return found if isinstance(found, nn.Module) else None
+    found: nn.Module | None = module
+    for part in name.split("."):
+        found = None if found is None else found._modules.get(part)
+    return found
 
 
 def is_watched(modules: Iterable[nn.Module | None]) -> bool:
@@ -124,8 +125,9 @@ class Whole:
 def forward(module: Any, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The forward of a module that is an MLP and nothing else."""
     x = args[0] if args else next(iter(kwargs.values()), None)
-    alone = len(args) + len(kwargs) == 1 and isinstance(x, Tensor)
-    result = _fused(module, x) if alone and is_allowed(x) else None
+    result = None
+    if isinstance(x, Tensor) and len(args) + len(kwargs) == 1 and is_allowed(x):
+        result = _fused(module, x)
     return stock(module, *args, **kwargs) if result is None else result
 
 

@@ -102,7 +102,7 @@ def up(
     own_bias = None if bias is None else bias.view(sources, -1)
     mu = spec.coupling if coupling is None else coupling.view(sources, -1)
     read = x.index_select(-1, inputs.flatten().int()).split(spec.child_inputs * spec.tile_count, -1)
-    made = []
+    made: list[Tensor] = []
     for tile, blocks in enumerate(up_blocks(spec, weight)):
         start, stop = spec.tiles[tile]
         biases = _biases(spec, own_bias, start, stop)

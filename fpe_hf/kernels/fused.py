@@ -93,9 +93,7 @@ def _by_up(operands: Operands) -> list[Operands]:
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, mlp: MLP, keep: bool, x: Tensor, *operands: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, mlp: MLP, keep: bool, x: Tensor, *operands: Tensor | None) -> Tensor:
         kept: list[Tensor] = []
         bias = operands[-1]
         result = x.new_zeros(len(x), mlp.spec.out_features)
@@ -137,7 +135,7 @@ def _plain_back(
 
     def of(*trained: Tensor) -> Tensor:
         given = dict(zip(places, trained, strict=True))
-        x, *operands = (given.get(place, tensor) for place, tensor in enumerate(tensors))
+        x, *operands = [given.get(place, tensor) for place, tensor in enumerate(tensors)]
         assert x is not None
         return plain(mlp, x, *operands)
 
@@ -303,9 +301,10 @@ class _Piece:
                     continue
                 if source == 0:
                     found.append([])
-                with_bias = bias is not None and (self.equal or not self.coupled)
-                made = torch.addmm(bias, x, matrix.t()) if with_bias else x @ matrix.t()
-                found[-1].append(made)
+                if bias is not None and (self.equal or not self.coupled):
+                    found[-1].append(torch.addmm(bias, x, matrix.t()))
+                else:
+                    found[-1].append(x @ matrix.t())
         return found
 
     def like(self, flat: Iterator[Tensor], children: range) -> list[list[Tensor]]:
@@ -399,7 +398,8 @@ class _Piece:
         """Of what the children write, what one of them does."""
         if self.spec.fan_out == "replicate":
             return target
-        return target.split(self.spec.child_outputs, 1)[child]
+        own: Tensor = target.split(self.spec.child_outputs, 1)[child]
+        return own
 
     def write_(self, target: Tensor, hidden: list[Tensor], children: range) -> None:
         """Adds what hidden activations (one tensor if children are equal) make."""

@@ -325,9 +325,8 @@ class FPELayer(nn.Module):
         summed = given.pop("checksum", None)
         twin = None
         # Not as attributes: what is there may have been overwritten, and is to be replaced.
-        own = {name: self._buffers.get(name) for name in INDEX_BUFFERS}
-        indices = {**own, **given}.items()
-        if given and at_hand(*(t for own, t in indices if own in stored and own in INDEX_BUFFERS)):
+        indices = {name: given.get(name, stored[name]) for name in stored.keys() & INDEX_BUFFERS}
+        if given and at_hand(*indices.values()):
             twin = self._holding(given)
             twin.check(name)
         if summed is None or not at_hand(summed):

@@ -22,7 +22,7 @@ def give(module: nn.Module, forward: Forward) -> None:
         module: The module.
         forward: A function of a module, so that copies and pickles find it.
     """
-    module.__class__ = _subclass(type(module), forward)
+    module.__class__ = _subclass(type(module), forward)  # type: ignore[arg-type]
 
 
 def own_class(module: nn.Module) -> type[nn.Module]:
@@ -57,5 +57,5 @@ def _subclass(stock: type[nn.Module], forward: Forward) -> type[nn.Module]:
 
 
 def _rebuild(stock: type[nn.Module], forward: Forward) -> nn.Module:
-    kind = _subclass(stock, forward)
+    kind = _subclass(stock, forward)  # type: ignore[arg-type]
     return kind.__new__(kind)
