@@ -51,7 +51,7 @@ def write_llama(folder: Path, size: float) -> int:
     """
     from transformers import LlamaConfig
 
-    from fpe_hf.checkpoint.shards import ShardWriter
+    from fpe_hf.streaming.shards import ShardWriter
 
     narrow = HIDDEN * GROUPS // HEADS
     shapes = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -11,12 +10,14 @@ from typing import Any, TypeVar, overload
 from torch import nn
 from tqdm.auto import tqdm
 
+from .checkpoint.loading import load_model
+from .checkpoint.saving import record_plan
 from .config import FPEConfig
 from .discovery import MLPBlock, find_mlps
 from .errors import ConfigError
 from .fusing import fuse
 from .layers import build_layers
-from .modules import fpe_layers, has_config, put_layers, stocks_of, take_weights
+from .modules import fpe_layers, put_layers, stocks_of, take_weights
 from .planning import BlockPlan, BlockSpec, plan_block
 from .selection import select_blocks
 
@@ -80,8 +81,6 @@ def widen(
     if isinstance(model_or_id, nn.Module):
         model: nn.Module = model_or_id
     else:
-        from .checkpoint.loading import load_model
-
         model = load_model(model_or_id)
     plans = plan_blocks(model, config, example_inputs)
     specs = [plan.spec for _, plan in plans]
@@ -157,30 +156,6 @@ def replace_block(model: nn.Module, block: MLPBlock, plan: BlockPlan) -> None:
     stocks = stocks_of(model, plan.spec, names)
     layers = build_layers(plan, take_weights(model, block), stocks)
     put_layers(model, plan.spec, layers, names)
-
-
-def record_plan(model: Any, config: FPEConfig, specs: list[BlockSpec]) -> None:
-    """Writes the plan where `save_pretrained` will find it, whatever is saved.
-
-    That may also be a model of transformers that this one is a part of, or a part of it.
-    """
-    from .checkpoint.saving import wrap_saving
-
-    if has_config(model):
-        from .checkpoint.quantizer import FPEQuantizationConfig, keep_names
-
-        _own_config(model).quantization_config = FPEQuantizationConfig.from_specs(config, specs)
-        keep_names(model)
-    wrap_saving()
-
-
-def _own_config(model: Any) -> Any:
-    """The model's config, which other models may have been built from, as a copy of its own."""
-    shared, own = model.config, copy.copy(model.config)
-    for module in model.modules():
-        attributes = vars(module)
-        attributes.update({name: own for name, value in attributes.items() if value is shared})
-    return own
 
 
 def warn_unless_exact(specs: Iterable[BlockSpec]) -> None:

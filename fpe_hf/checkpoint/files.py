@@ -15,6 +15,7 @@ from ..errors import CheckpointError
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+QUANT_METHOD = "fpe"
 MAX_JSON_BYTES = 64 * 2**20
 
 _FILE_NAME = re.compile(r"[^/\\\0]{1,200}\.safetensors")
@@ -75,6 +76,13 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+def stored_plan(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The plan in the content of a config, if that describes a widened model."""
+    plan = config.get("quantization_config")
+    widened = isinstance(plan, dict) and plan.get("quant_method") == QUANT_METHOD
+    return plan if widened else None
+
+
 def weight_files(
     folder: Path,
     config: Mapping[str, Any],
@@ -92,8 +100,8 @@ def weight_files(
         names: Names of all files, if they are not all in the folder.
 
     Raises:
-        CheckpointError: The index is broken, names what is not a file in the folder, or there are
-            several ways to read the folder.
+        CheckpointError: The index is broken, names what is not a file in the folder, a file is
+            missing, or there are several ways to read the folder.
     """
     names = os.listdir(folder) if names is None else names
     single, index = (of_variant(name, variant) for name in (SINGLE, INDEX))
@@ -109,7 +117,7 @@ def weight_files(
             "the adapter to a folder of its own."
         )
     if index not in names:
-        return [single]
+        return _there([single], names)
     weight_map = read_json(folder / index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{folder / index} has no weight_map.")
@@ -123,4 +131,11 @@ def weight_files(
         raise CheckpointError(
             f"{folder} holds both {single} and {index}: remove the one that is out of date."
         )
-    return shards
+    return _there(shards, names)
+
+
+def _there(files: list[str], names: Collection[str]) -> list[str]:
+    for name in files:
+        if name not in names:
+            raise CheckpointError(f"{name} is missing beside {CONFIG}.")
+    return files

@@ -101,9 +101,6 @@ def insert_empty_layers(model: PreTrainedModel, specs: Sequence[BlockSpec]) -> N
     """
     inserted = 0
     for spec, found in blocks_of(model, specs):
-        complaints = check_skeleton(model, spec, found)
-        if complaints:
-            raise CheckpointError(f"block {spec.name!r} does not fit: {'; '.join(complaints)}.")
         down = found[spec.down]
         weight = model.get_parameter(down if spec.experts > 1 else f"{down}.weight")
         stocks = stocks_of(model, spec, found)
@@ -125,7 +122,7 @@ def blocks_of(
     """The blocks that a model without weights has, each with its projections' names in the model.
 
     Raises:
-        CheckpointError: The model has a block only in part.
+        CheckpointError: A block fits the model only in part.
     """
     modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -144,6 +141,9 @@ def blocks_of(
                 f"which {type(model).__name__} does not have, beside {sorted(found)}, which it has."
             )
         if found:
+            complaints = check_skeleton(model, spec, found)
+            if complaints:
+                raise CheckpointError(f"block {spec.name!r} does not fit: {'; '.join(complaints)}.")
             yield spec, found
 
 

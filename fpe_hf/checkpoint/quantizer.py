@@ -1,4 +1,4 @@
-"""How transformers comes to know widened models: a quantization config and a quantizer.
+"""How transformers comes to know widened models: as quantized ones.
 
 transformers builds a quantized model empty, lets its quantizer swap modules in, loads the weights
 by name, and hands the model back to the quantizer. That is exactly what a widened model needs.
@@ -6,137 +6,20 @@ by name, and hands the model back to the quantizer. That is exactly what a widen
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..config import FPEConfig
-from ..errors import CheckpointError, ConfigError, did_you_mean
-from ..version import __version__
+from ..errors import ConfigError
+from .files import QUANT_METHOD
+from .plan import FPEQuantizationConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..planning import BlockSpec
 
-QUANT_METHOD = "fpe"
-FORMAT_VERSION = 1
-_KEYS = ("quant_method", "format_version", "fpe_hf_version", "config", "blocks")
-
-
-@register_quantization_config(QUANT_METHOD)
-class FPEQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """The `quantization_config` of a widened model's `config.json`; see docs/format.md.
-
-    Args:
-        quant_method: Always `"fpe"`.
-        format_version: Version of the file format.
-        fpe_hf_version: Version of fpe_hf that widened the model.
-        config: The `FPEConfig` that was asked for.
-        blocks: The `BlockSpec` of every widened block.
-
-    Raises:
-        CheckpointError: A key is unknown, missing or mistyped, or the format is from the future.
-    """
-
-    def __init__(
-        self,
-        quant_method: str = QUANT_METHOD,
-        format_version: Any = None,
-        fpe_hf_version: Any = __version__,
-        config: Any = None,
-        blocks: Any = None,
-        **unknown: Any,
-    ) -> None:
-        for key in unknown:
-            raise CheckpointError(
-                f"unknown key {key!r} in the FPE quantization_config; accepted: "
-                f"{', '.join(_KEYS)}.{did_you_mean(key, _KEYS)}"
-            )
-        if quant_method != QUANT_METHOD:
-            raise CheckpointError(f"quant_method={quant_method!r} must be {QUANT_METHOD!r}.")
-        _check_version(format_version)
-        if not isinstance(config, Mapping):
-            raise CheckpointError(f"config={config!r} in the FPE quantization_config is no object.")
-        if not isinstance(blocks, (list, tuple)) or not blocks:
-            raise CheckpointError("blocks in the FPE quantization_config must be a non-empty list.")
-        _check_config(config)
-        self.quant_method = QUANT_METHOD
-        self.format_version = format_version
-        self.fpe_hf_version = str(fpe_hf_version)
-        self.config = dict(config)
-        self.blocks = [dict(block) if isinstance(block, Mapping) else block for block in blocks]
-        names = [(spec.place, spec.name) for spec in self.specs]
-        if len(set(names)) != len(names):
-            raise CheckpointError("blocks in the FPE quantization_config have names in common.")
-
-    @classmethod
-    def from_specs(cls, config: FPEConfig, specs: Sequence[BlockSpec]) -> FPEQuantizationConfig:
-        """The config of a model that has just been widened."""
-        return cls(
-            format_version=FORMAT_VERSION,
-            config=config.to_dict(),
-            blocks=[spec.to_dict() for spec in specs],
-        )
-
-    @property
-    def specs(self) -> list[BlockSpec]:
-        """The widened blocks.
-
-        Raises:
-            CheckpointError: A block's fields are not as they should be.
-        """
-        from ..planning.spec import BlockSpec
-
-        return [BlockSpec.from_dict(block) for block in self.blocks]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON values."""
-        return {key: copy.deepcopy(getattr(self, key)) for key in _KEYS}
-
-
-def _check_version(version: object) -> None:
-    if type(version) is not int or version < 1:
-        raise CheckpointError(
-            f"format_version={version!r} in the FPE quantization_config must be an integer from 1."
-        )
-    if version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"format_version={version} is newer than this fpe_hf reads ({FORMAT_VERSION}): "
-            "upgrade fpe_hf."
-        )
-
-
-def _check_config(config: Mapping[str, Any]) -> None:
-    """Checks a stored FPEConfig. Its split need not be registered: only planning calls it."""
-    from ..splits import RANDOM
-
-    fields = dict(config)
-    if isinstance(fields.get("split"), str):
-        fields["split"] = RANDOM
-    overrides = fields.get("overrides")
-    if isinstance(overrides, Mapping):
-        fields["overrides"] = {
-            word: {**own, "split": RANDOM} if isinstance(own, Mapping) and "split" in own else own
-            for word, own in overrides.items()
-        }
-    try:
-        FPEConfig.from_dict(fields)
-    except (ConfigError, TypeError) as error:
-        raise CheckpointError(f"config in the FPE quantization_config: {error}") from error
-
-
-def keep_names(model: Any) -> None:
-    """Has a model saved under the names it has in memory.
-
-    transformers undoes, when saving, what it did to a checkpoint's tensors when loading: splits and
-    merges that make no sense for packed weights. Its loader reads names as in memory, too.
-    """
-    model._weight_conversions = []
+register_quantization_config(QUANT_METHOD)(FPEQuantizationConfig)
 
 
 @register_quantizer(QUANT_METHOD)
@@ -169,21 +52,23 @@ class FPEQuantizer(HfQuantizer):  # type: ignore[misc]
         from .limits import check_plan
         from .loading import insert_empty_layers
         from .saving import wrap_saving
-        from .verify import stored_bytes, verify_files
+        from .verify import open_tensors, stored_bytes, verify_model
 
         wrap_saving()
-        files = kwargs.get("checkpoint_files")
-        specs = self.quantization_config.specs
-        check_plan(specs, None if files is None else stored_bytes(files))
-        insert_empty_layers(model, specs)
-        if files is not None:
-            verify_files(model, files, self)
+        specs, files = self.quantization_config.specs, kwargs.get("checkpoint_files")
+        with open_tensors(files or ()) as opened:
+            stored = stored_bytes(files) if files else None
+            check_plan(specs, stored)
+            insert_empty_layers(model, specs)
+            if stored is not None:
+                verify_model(model, opened, self, stored=stored)
         return model
 
     def _process_model_after_weight_loading(
         self, model: PreTrainedModel, **kwargs: Any
     ) -> PreTrainedModel:
         from .loading import finish_loading
+        from .saving import keep_names
 
         finish_loading(model)
         keep_names(model)

@@ -7,8 +7,9 @@ model that this one is a part of, or a part of it. transformers offers no hook, 
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,48 @@ from torch import nn
 
 from ..config import FPEConfig
 from ..errors import CheckpointError
-from ..modules import blocks_of, projections
+from ..modules import blocks_of, has_config, projections
 from ..planning import BlockSpec
 
 if TYPE_CHECKING:
-    from .quantizer import FPEQuantizationConfig
+    from .plan import FPEQuantizationConfig
+
+
+def record_plan(model: Any, config: FPEConfig, specs: Sequence[BlockSpec]) -> None:
+    """Writes the plan where `save_pretrained` will find it, whatever is saved.
+
+    That may also be a model of transformers that this one is a part of, or a part of it.
+
+    Args:
+        model: The model, its blocks widened.
+        config: What was asked for.
+        specs: The blocks.
+    """
+    if has_config(model):
+        from .plan import FPEQuantizationConfig
+
+        plan = FPEQuantizationConfig.from_specs(config, specs)
+        _own_config(model).quantization_config = plan
+        keep_names(model)
+    wrap_saving()
+
+
+def _own_config(model: Any) -> Any:
+    """The model's config, which other models may have been built from, as a copy of its own."""
+    shared, own = model.config, copy.copy(model.config)
+    for module in model.modules():
+        attributes = vars(module)
+        attributes.update({name: own for name, value in attributes.items() if value is shared})
+    return own
+
+
+def keep_names(model: Any) -> None:
+    """Has a model saved under the names it has in memory.
+
+    transformers undoes, when saving, what it did to a checkpoint's tensors when loading: splits and
+    merges that make no sense for packed weights. Its loader reads names as in memory, too.
+    """
+    model._weight_conversions = []
 
 
 def wrap_saving() -> None:
@@ -43,8 +81,6 @@ def wrap_saving() -> None:
 @contextmanager
 def _planned(model: Any) -> Iterator[None]:
     """Within it, the model's config holds the plan of all that is widened in the model."""
-    from .quantizer import keep_names
-
     # Of a model with adapters, transformers saves these alone, and no config.
     plan = None if getattr(model, "_hf_peft_config_loaded", False) else plan_of(model)
     config, own = vars(model.config), vars(model)
@@ -77,7 +113,7 @@ def plan_of(model: Any) -> FPEQuantizationConfig | None:
     Raises:
         CheckpointError: The projections of a block are not where they belong.
     """
-    from .quantizer import FORMAT_VERSION, FPEQuantizationConfig
+    from .plan import FORMAT_VERSION, FPEQuantizationConfig
 
     specs = _specs(model)
     if not specs:
@@ -89,8 +125,7 @@ def plan_of(model: Any) -> FPEQuantizationConfig | None:
     if isinstance(own, FPEQuantizationConfig) and all(spec in own.specs for spec in specs):
         return own
     asked = plans[0].config if plans else FPEConfig().to_dict()
-    blocks = [spec.to_dict() for spec in specs]
-    return FPEQuantizationConfig(format_version=FORMAT_VERSION, config=asked, blocks=blocks)
+    return FPEQuantizationConfig(format_version=FORMAT_VERSION, config=asked, blocks=specs)
 
 
 def _specs(model: nn.Module) -> list[BlockSpec]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +11,18 @@ from typing import Any
 from ..discovery import find_mlps
 from ..errors import CheckpointError, DiscoveryError
 from ..planning import BlockSpec
-from .files import CONFIG, check_regular, read_json, weight_files
+from .files import CONFIG, check_regular, read_json, stored_plan, weight_files
 from .limits import (
     bounded_parameters,
-    check_backing,
     check_counts,
     check_plan,
     limited_resources,
     parameter_limit,
 )
 from .loading import blocks_of, empty_model, insert_empty_layers
-from .quantizer import QUANT_METHOD, FPEQuantizationConfig, FPEQuantizer
-from .verify import check_present, model_tensors, open_safetensors, verify_layers
+from .plan import FPEQuantizationConfig
+from .quantizer import FPEQuantizer
+from .verify import open_tensors, verify_model
 
 
 @dataclass(frozen=True)
@@ -72,46 +72,25 @@ def validate_checkpoint(
     folder = Path(path)
     check_regular(folder)
     config = read_json(folder / CONFIG)
-    fields = config.get("quantization_config")
-    if not isinstance(fields, dict) or fields.get("quant_method") != QUANT_METHOD:
+    fields = stored_plan(config)
+    if fields is None:
         raise CheckpointError(f"{folder / CONFIG} does not describe a widened model.")
     check_counts(config, str(folder / CONFIG))
     plan = FPEQuantizationConfig(**fields)
     files = [folder / name for name in weight_files(folder, config, variant)]
-    for file in files:
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing.")
-    stored = count_tensors(files)
-    size = sum(file.stat().st_size for file in files)
-    check_plan(plan.specs, size)
-    limits = limited_resources if limited else nullcontext
-    with limits():
-        model = _empty_model(folder, stored)
-        insert_empty_layers(model, plan.specs)
-    with model_tensors(model, [str(file) for file in files], FPEQuantizer(plan)) as tensors:
-        check_backing(model, tensors, size)
-        _check_rest(model, tensors)
-        verify_layers(model, tensors, numbers=numbers, summed=True)
-        report = ValidationReport(
-            folder, type(model).__name__, tuple(plan.specs), tuple(files), len(tensors), numbers
+    stored = sum(file.stat().st_size for file in files)
+    with open_tensors([str(file) for file in files]) as opened:
+        check_plan(plan.specs, stored)
+        with limited_resources() if limited else nullcontext():
+            model = _empty_model(folder, len(opened))
+            if blocks:
+                _check_blocks(model, plan.specs)
+            insert_empty_layers(model, plan.specs)
+        quantizer = FPEQuantizer(plan)
+        verify_model(model, opened, quantizer, stored=stored, numbers=numbers, strict=True)
+        return ValidationReport(
+            folder, type(model).__name__, plan.specs, tuple(files), len(opened), numbers
         )
-    if blocks:
-        with limits():
-            _check_blocks(_empty_model(folder, stored), plan.specs)
-    return report
-
-
-def count_tensors(files: Iterable[Path]) -> int:
-    """Number of tensors in safetensors files.
-
-    Raises:
-        CheckpointError: A file is broken.
-    """
-    count = 0
-    for file in files:
-        with open_safetensors(str(file)) as opened:
-            count += len(opened.keys())
-    return count
 
 
 def _empty_model(folder: Path, tensors: int) -> Any:
@@ -149,18 +128,4 @@ def _check_blocks(model: Any, specs: Sequence[BlockSpec]) -> None:
             raise CheckpointError(
                 f"block {spec.name!r} of the FPE config is no MLP block of {type(model).__name__}: "
                 f"{spec.down!r} does not read an activation of {' and '.join(spec.ups)}."
-            )
-
-
-def _check_rest(model: Any, tensors: dict[str, Any]) -> None:
-    """Checks that the tensors of unwidened modules are there, in their shapes."""
-    check_present(model, tensors)
-    for name, tensor in model.state_dict().items():
-        if name not in tensors:
-            continue
-        file, key = tensors[name]
-        found = tuple(file.get_slice(key).get_shape())
-        if found != tuple(tensor.shape):
-            raise CheckpointError(
-                f"tensor {name!r} has shape {found}; the model has {tuple(tensor.shape)}."
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,23 +28,46 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 _INTEGERS = {torch.uint8: ("U8",), torch.int32: ("I32", "I16"), torch.int64: ("I64",)}
 
 
-def verify_files(model: PreTrainedModel, files: Sequence[str], quantizer: HfQuantizer) -> None:
-    """Checks every tensor of every widened layer in safetensors files.
+Tensors = dict[str, tuple[Any, str]]
+"""Name of a tensor -> (open file, name in the file)."""
+
+
+def verify_model(
+    model: PreTrainedModel,
+    opened: Tensors,
+    quantizer: HfQuantizer,
+    *,
+    stored: int,
+    numbers: bool = True,
+    strict: bool = False,
+) -> None:
+    """Checks that a checkpoint has what a model needs, and every tensor of its widened layers.
 
     Args:
         model: A model with empty widened layers.
-        files: Paths of its checkpoint's shards.
+        opened: The checkpoint; see `open_tensors`.
         quantizer: The quantizer that loads it.
+        stored: Bytes in the files.
+        numbers: Read the numbers, too; else only names, shapes and dtypes are checked.
+        strict: Refuse what loading can live with: tensors of another shape beside the widened
+            layers, tensors that the model's class makes anew, and layers without a checksum.
 
     Raises:
-        CheckpointError: A file is broken; a tensor is missing, of the wrong shape or dtype, or
-            holds indices out of range; a checksum does not match.
+        CheckpointError: A tensor is missing, of the wrong shape or dtype, or holds indices out of
+            range; a checksum does not match; a tensor is there twice.
     """
-    with model_tensors(model, files, quantizer) as tensors:
-        check_backing(model, tensors, stored_bytes(files))
-        if is_saved_class(model):
-            check_present(model, tensors)
-        verify_layers(model, tensors)
+    tensors = _named_in_model(model, opened, quantizer)
+    known = model.state_dict()
+    shapes = {name: _shape(*tensors[name]) for name in known.keys() & tensors.keys()}
+    check_backing(model, [n for n, found in shapes.items() if found == known[n].shape], stored)
+    if strict or is_saved_class(model):
+        _check_present(model, known, tensors)
+    for name, found in shapes.items() if strict else ():
+        if found != known[name].shape:
+            raise CheckpointError(
+                f"tensor {name!r} has shape {found}; the model has {tuple(known[name].shape)}."
+            )
+    _verify_layers(model, tensors, numbers=numbers, summed=strict)
 
 
 def verify_checkpoint(model: nn.Module, folder: Path) -> None:
@@ -55,41 +78,33 @@ def verify_checkpoint(model: nn.Module, folder: Path) -> None:
         folder: The checkpoint.
 
     Raises:
-        CheckpointError: As `verify_files`.
+        CheckpointError: As `verify_model`.
     """
     files = [str(folder / name) for name in weight_files(folder, {})]
     with open_tensors(files) as tensors:
         _add_twins(model, tensors)
-        verify_layers(model, tensors)
+        _verify_layers(model, tensors)
 
 
-def check_present(model: PreTrainedModel, tensors: Container[str]) -> None:
-    """Checks that a checkpoint has every tensor of the model that is not tied to another.
-
-    Raises:
-        CheckpointError: One is missing.
-    """
+def _check_present(model: PreTrainedModel, known: Iterable[str], tensors: Container[str]) -> None:
+    """Checks that a checkpoint has every tensor of the model that is not tied to another."""
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     ignored = model._keys_to_ignore_on_load_missing or ()
-    for name in model.state_dict():
+    for name in known:
         expected = name not in tied and not any(re.search(pattern, name) for pattern in ignored)
         if expected and name not in tensors:
             raise CheckpointError(f"tensor {name!r} is missing from the checkpoint.")
 
 
-def verify_layers(
-    model: nn.Module,
-    tensors: dict[str, tuple[Any, str]],
-    *,
-    numbers: bool = True,
-    summed: bool = False,
+def _verify_layers(
+    model: nn.Module, tensors: Tensors, *, numbers: bool = True, summed: bool = False
 ) -> None:
-    """Checks the tensors of every widened layer; see `verify_files`.
+    """Checks the tensors of every widened layer; see `verify_model`.
 
     Args:
         model: A model with empty widened layers.
-        tensors: Name in the model -> (open file, name in the file).
-        numbers: Read the numbers, too; else only names, shapes and dtypes are checked.
+        tensors: The checkpoint, by names in the model.
+        numbers: Read the numbers, too.
         summed: Refuse layers whose checksum says that it could not be computed.
     """
     for name, layer in fpe_layers(model):
@@ -98,39 +113,35 @@ def verify_layers(
             _check_numbers(name, layer, tensors, summed)
 
 
-@contextmanager
-def model_tensors(
-    model: PreTrainedModel, files: Sequence[str], quantizer: HfQuantizer
-) -> Iterator[dict[str, tuple[Any, str]]]:
-    """Opens a checkpoint: name in the model -> (open file, name in the file)."""
+def _named_in_model(model: PreTrainedModel, opened: Tensors, quantizer: HfQuantizer) -> Tensors:
+    """The tensors of a checkpoint by their names in the model."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import dot_natural_key
 
     known = model.state_dict()
     renamings = get_model_conversion_mapping(model, hf_quantizer=quantizer)
-    tensors: dict[str, tuple[Any, str]] = {}
-    with open_tensors(files) as opened:
-        for key in sorted(opened, key=dot_natural_key):
-            name, _ = name_in_model(key, renamings, [], model.base_model_prefix, known)
-            if name in tensors and name in known:
-                raise CheckpointError(
-                    f"{tensors[name][1]!r} and {key!r} in the files are the same tensor, {name!r}: "
-                    "remove one."
-                )
-            tensors[name] = opened[key]
-        _add_twins(model, tensors)
-        yield tensors
+    tensors: Tensors = {}
+    for key in sorted(opened, key=dot_natural_key):
+        name, _ = name_in_model(key, renamings, [], model.base_model_prefix, known)
+        if name in tensors and name in known:
+            raise CheckpointError(
+                f"{tensors[name][1]!r} and {key!r} in the files are the same tensor, {name!r}: "
+                "remove one."
+            )
+        tensors[name] = opened[key]
+    _add_twins(model, tensors)
+    return tensors
 
 
 @contextmanager
-def open_tensors(files: Sequence[str]) -> Iterator[dict[str, tuple[Any, str]]]:
-    """Opens safetensors files: name in a file -> (open file, name in the file).
+def open_tensors(files: Sequence[str]) -> Iterator[Tensors]:
+    """Opens safetensors files, by the names of their tensors there.
 
     Raises:
         CheckpointError: A file is broken, or two hold tensors of the same name.
     """
     with ExitStack() as stack:
-        tensors: dict[str, tuple[Any, str]] = {}
+        tensors: Tensors = {}
         for file in files:
             opened = stack.enter_context(open_safetensors(file))
             for key in list(opened.keys()):
@@ -140,7 +151,7 @@ def open_tensors(files: Sequence[str]) -> Iterator[dict[str, tuple[Any, str]]]:
         yield tensors
 
 
-def _add_twins(model: nn.Module, tensors: dict[str, tuple[Any, str]]) -> None:
+def _add_twins(model: nn.Module, tensors: Tensors) -> None:
     """Lets a tensor stand for the tied ones, too: transformers saves one of them."""
     twins: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -152,14 +163,7 @@ def _add_twins(model: nn.Module, tensors: dict[str, tuple[Any, str]]) -> None:
 
 
 def stored_bytes(files: Sequence[str]) -> int:
-    """Bytes in safetensors files.
-
-    Raises:
-        CheckpointError: One is broken, or it is truncated.
-    """
-    for file in files:
-        with open_safetensors(file):
-            pass
+    """Bytes in files."""
     return sum(map(os.path.getsize, files))
 
 
@@ -212,29 +216,31 @@ def name_in_model(
     return name, source
 
 
-def _check_headers(name: str, layer: FPELayer, files: dict[str, tuple[Any, str]]) -> None:
+def _shape(file: Any, key: str) -> tuple[int, ...]:
+    return tuple(file.get_slice(key).get_shape())
+
+
+def _check_headers(name: str, layer: FPELayer, files: Tensors) -> None:
     """Checks what the files say about one layer's tensors."""
     for tensor, empty in layer.stored().items():
         full = layer.key(name, tensor)
         if full not in files:
             raise CheckpointError(f"tensor {full!r} is missing from the checkpoint.")
         file, key = files[full]
-        view = file.get_slice(key)
-        found = tuple(view.get_shape())
+        found = _shape(file, key)
         if found != tuple(empty.shape):
             raise CheckpointError(
                 f"tensor {full!r} has shape {found}; the plan says {tuple(empty.shape)}."
             )
         accepted = _FLOATS if empty.is_floating_point() else _INTEGERS[empty.dtype]
-        if view.get_dtype() not in accepted:
+        dtype = file.get_slice(key).get_dtype()
+        if dtype not in accepted:
             raise CheckpointError(
-                f"tensor {full!r} has dtype {view.get_dtype()}; accepted: {', '.join(accepted)}."
+                f"tensor {full!r} has dtype {dtype}; accepted: {', '.join(accepted)}."
             )
 
 
-def _check_numbers(
-    name: str, layer: FPELayer, files: dict[str, tuple[Any, str]], summed: bool
-) -> None:
+def _check_numbers(name: str, layer: FPELayer, files: Tensors, summed: bool) -> None:
     """Reads one layer's tensors and checks them."""
     tensors: dict[str, Tensor] = {}
     for tensor in layer.stored():

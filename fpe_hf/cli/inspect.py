@@ -15,7 +15,7 @@ from .tables import print_audit, print_table, printable, working
 
 if TYPE_CHECKING:
     from ..auditing import AuditReport
-    from ..checkpoint.quantizer import FPEQuantizationConfig
+    from ..checkpoint.plan import FPEQuantizationConfig
     from ..discovery import MLPBlock, MLPBlocks, NearMiss
 
 
@@ -62,12 +62,11 @@ def inspect(
 
 def _plan(config: Any) -> FPEQuantizationConfig | None:
     """The plan of a widened model, `None` for a dense one."""
-    from ..checkpoint.quantizer import QUANT_METHOD, FPEQuantizationConfig
+    from ..checkpoint.files import stored_plan
+    from ..checkpoint.plan import FPEQuantizationConfig
 
-    stored = getattr(config, "quantization_config", None)
-    if not isinstance(stored, dict) or stored.get("quant_method") != QUANT_METHOD:
-        return None
-    return FPEQuantizationConfig(**stored)
+    stored = stored_plan(vars(config))
+    return None if stored is None else FPEQuantizationConfig(**stored)
 
 
 def _show_dense(about: dict[str, Any], config: Any, as_json: bool) -> None:

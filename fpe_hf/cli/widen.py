@@ -14,7 +14,7 @@ from .folders import check_place, copy_companions, new_folder
 from .tables import print_audit
 
 if TYPE_CHECKING:
-    from ..checkpoint.streaming import WidenedCheckpoint
+    from ..streaming.widening import WidenedCheckpoint
 
 _SIZE_HELP = "Largest weight file, such as 5GB: one is held in memory. [default: 1GB]"
 
@@ -132,8 +132,8 @@ def _widen(
     model: str, folder: Path, config: FPEConfig, options: dict[str, Any]
 ) -> WidenedCheckpoint:
     """Widens block by block; as a whole where that is the only way."""
-    from ..checkpoint.stock import NotStreamableError
-    from ..checkpoint.streaming import widen_checkpoint, widen_in_memory
+    from ..streaming.stock import NotStreamableError
+    from ..streaming.widening import widen_checkpoint, widen_in_memory
 
     try:
         return widen_checkpoint(model, folder, config, **options)

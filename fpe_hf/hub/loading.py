@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.files import check_regular
-from ..checkpoint.limits import MAX_PARAMETERS, bounded_parameters, check_counts, check_plan
+from ..checkpoint.files import check_regular, stored_plan, weight_files
+from ..checkpoint.limits import MAX_PARAMETERS, bounded_parameters, check_counts, parameter_limit
 from ..checkpoint.loading import load_model
-from ..checkpoint.validate import validate_checkpoint
+from ..checkpoint.verify import open_tensors
 from ..errors import CheckpointError, ConfigError, FPEError
 
 if TYPE_CHECKING:
@@ -51,15 +51,19 @@ def from_pretrained(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreT
     place = {name: kwargs[name] for name in _PLACE if name in kwargs}
     folder = Path(name_or_path, kwargs.get("subfolder") or "")
     check_regular(folder)
-    widened = _is_widened(name_or_path, place)
+    config = _checked_config(name_or_path, place)
+    widened = stored_plan(config) is not None
+    most = MAX_PARAMETERS
     if widened and folder.is_dir():
-        validate_checkpoint(folder, numbers=False, blocks=False, variant=kwargs.get("variant"))
-    with bounded_parameters(MAX_PARAMETERS), _typed_errors(name_or_path, widened):
+        names = weight_files(folder, config, kwargs.get("variant"))
+        with open_tensors([str(folder / name) for name in names]) as tensors:
+            most = parameter_limit(len(tensors))
+    with bounded_parameters(most), _typed_errors(name_or_path, widened):
         return load_model(name_or_path, **kwargs)
 
 
-def _is_widened(name_or_path: str | os.PathLike[str], place: dict[str, Any]) -> bool:
-    """Whether a model is widened; checks what its config claims before anything is built by it."""
+def _checked_config(name_or_path: str | os.PathLike[str], place: dict[str, Any]) -> dict[str, Any]:
+    """The content of a config; what it claims is checked before anything is built by it."""
     from transformers import CONFIG_MAPPING, PreTrainedConfig
 
     where = f"the config of {os.fspath(name_or_path)!r}"
@@ -74,13 +78,8 @@ def _is_widened(name_or_path: str | os.PathLike[str], place: dict[str, Any]) -> 
             f"model_type={kind!r} in {where} is not known to transformers, and fpe_hf never runs "
             "code from a repository. A newer transformers may know it."
         )
-    stored = fields.get("quantization_config")
-    if not isinstance(stored, dict) or stored.get("quant_method") != "fpe":
-        return False
-    from ..checkpoint.quantizer import FPEQuantizationConfig
-
-    check_plan(FPEQuantizationConfig(**stored).specs)
-    return True
+    config: dict[str, Any] = fields
+    return config
 
 
 @contextmanager

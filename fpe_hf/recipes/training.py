@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, optim
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from ..checkpoint.quantizer import keep_names
+from ..checkpoint.saving import keep_names
 from ..errors import CheckpointError, RecipeError
 from .checkpoints import OPTIMIZER
 from .evaluation import best_classes, make_compute_metrics

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import fpe_hf
-from fpe_hf.checkpoint.quantizer import FPEQuantizationConfig, keep_names
+from fpe_hf.checkpoint.plan import FPEQuantizationConfig
+from fpe_hf.checkpoint.saving import keep_names
 from fpe_hf.checkpoint.validate import validate_checkpoint
 from fpe_hf.config import FPEConfig
 from fpe_hf.conversion import replace_block

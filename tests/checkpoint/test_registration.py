@@ -12,7 +12,8 @@ from transformers.quantizers.auto import (
 
 import fpe_hf
 from checkpoint.fresh import run_fresh
-from fpe_hf.checkpoint.quantizer import FPEQuantizationConfig, FPEQuantizer
+from fpe_hf.checkpoint.plan import FPEQuantizationConfig
+from fpe_hf.checkpoint.quantizer import FPEQuantizer
 from fpe_hf.checkpoint.registration import register
 from tiny_models import tiny_model
 

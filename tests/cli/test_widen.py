@@ -232,7 +232,7 @@ def test_what_cannot_be_streamed_is_loaded_as_a_whole(
 def test_streaming_is_the_rule(
     dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fpe_hf.checkpoint.streaming.widen_in_memory", None)
+    monkeypatch.setattr("fpe_hf.streaming.widening.widen_in_memory", None)
     assert fpe_hf("widen", dense, "--out", tmp_path / "out").code == 0
 
 

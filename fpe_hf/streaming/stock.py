@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .files import INDEX, SINGLE
-from .verify import name_in_model, open_safetensors
+from ..checkpoint.files import INDEX, SINGLE
+from ..checkpoint.verify import name_in_model, open_safetensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from ..auditing import AuditReport, audit, audit_block, join_reports
+from ..checkpoint.loading import load_model
+from ..checkpoint.saving import record_plan
 from ..config import FPEConfig
-from ..conversion import check_fresh, record_plan, replace_block, warn_unless_exact, widen
+from ..conversion import check_fresh, replace_block, warn_unless_exact, widen
 from ..discovery import MLPBlock, find_mlps
 from ..errors import DiscoveryError
 from ..modules import fpe_layers, take_weights
 from ..planning import BlockSpec, plan_block
 from ..selection import select_blocks
-from .loading import load_model
 from .shards import ShardWriter
 from .stock import NotStreamableError, StockReader, forget, quiet, stock_files, stock_tensors
 

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from checkpoint.fresh import run_fresh
 from fpe_hf import FPEConfig
-from fpe_hf.checkpoint.stock import NotStreamableError
-from fpe_hf.checkpoint.streaming import WidenedCheckpoint, widen_checkpoint, widen_in_memory
 from fpe_hf.checkpoint.validate import validate_checkpoint
 from fpe_hf.errors import BudgetError, ConfigError, PlanError
+from fpe_hf.streaming.stock import NotStreamableError
+from fpe_hf.streaming.widening import WidenedCheckpoint, widen_checkpoint, widen_in_memory
 from tiny_models import tiny_config, tiny_inputs, tiny_model
 from tiny_moe import MIXTURES, tiny_mixture
 
@@ -225,7 +225,7 @@ WATCHED = """
 import resource, sys
 from pathlib import Path
 from fpe_hf import FPEConfig
-from fpe_hf.checkpoint.streaming import widen_checkpoint
+from fpe_hf.streaming.widening import widen_checkpoint
 
 small, large, out = map(Path, sys.argv[1:])
 config = FPEConfig(layout="block")

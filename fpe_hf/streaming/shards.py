@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import INDEX, SINGLE
+from ..checkpoint.files import INDEX, SINGLE
 
 
 class ShardWriter:

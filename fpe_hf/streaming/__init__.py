@@ -1,0 +1,1 @@
+"""Widening a checkpoint on disk, without the model in memory."""
