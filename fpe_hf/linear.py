@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 CHANNEL_AXES = {"linear": -1, "conv1d": -1, "pointwise1d": -2, "pointwise2d": -3}
@@ -119,6 +120,11 @@ def make_linear(weight: Tensor, bias: Tensor | None, stock: str = "linear") -> n
         module.bias = nn.Parameter(bias)
     made: nn.Module = module
     return made
+
+
+def make_bare(stock: str) -> nn.Module:
+    """A stock module without memory, for what all of its kind have."""
+    return make_linear(torch.empty(1, 1, dtype=torch.float32, device="meta"), None, stock)
 
 
 def _make_conv1d(weight: Tensor, bias: Tensor | None) -> nn.Module:

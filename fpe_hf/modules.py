@@ -13,7 +13,7 @@ from .belongings import hand_over
 from .discovery import MLPBlock
 from .errors import PlanError
 from .layers import EXPERTS_STOCKS, FPELayer, move_in
-from .linear import bias_of, features, is_linear, make_linear, stock_of, twin_of, weight_of
+from .linear import bias_of, features, is_linear, make_bare, stock_of, twin_of, weight_of
 from .planning import BlockSpec, ParentWeights
 
 
@@ -137,7 +137,7 @@ def replace_module(model: nn.Module, old: nn.Module, new: FPELayer) -> None:
 
     It takes over what others put on `old`: see `hand_over`.
     """
-    hand_over(old, new, make_linear(torch.empty(1, 1, device="meta"), None, new.stock))
+    hand_over(old, new, make_bare(new.stock))
     hook = getattr(old, "_hf_hook", None)
     if hook is not None:
         from accelerate.hooks import add_hook_to_module

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..belongings import hand_over, mark_like
 from ..discovery import MLPBlock
 from ..layers import EXPERTS_STOCKS, FPELayer, UpLayer, empty_twin
-from ..linear import bias_of, make_linear, weight_of
+from ..linear import bias_of, make_bare, make_linear, weight_of
 from ..modules import host_of, stock_kind
 
 
@@ -107,7 +107,7 @@ class Projection:
         if isinstance(self.module, FPELayer):
             bare: nn.Module = empty_twin(self.module)
         else:
-            bare = make_linear(torch.empty(1, 1, device="meta"), None, self.stock)
+            bare = make_bare(self.stock)
         hand_over(self.module, module, bare)
         return module
 

@@ -197,7 +197,7 @@ def _fused(tracks: list[Track], axis: int) -> str | None:
         return None
     # Gate and up may come in either order.
     rows = torch.stack(sorted(lines, key=lambda line: int(line[0]))).long()
-    everything = torch.arange(rows.numel())
+    everything = torch.arange(rows.numel(), device="cpu")
     if torch.equal(rows, everything.view_as(rows)):
         return "halves"
     return "interleaved" if torch.equal(rows, everything.view_as(rows.t()).t()) else None
@@ -221,7 +221,7 @@ def _row_flaw(track: Track, axis: int) -> str | None:
         return f"only {len(used)} of the {track.call.rows} rows of {name} are read"
     if len(rows) > track.call.rows:
         return f"the outputs of {name} are joined with other values or used twice"
-    if not torch.equal(rows, torch.arange(len(rows))):
+    if not torch.equal(rows, torch.arange(len(rows), device="cpu")):
         return f"the hidden channels of {name} are read in another order"
     return f"the outputs of {name} are reshaped over the hidden axis" if track.reshaped else None
 

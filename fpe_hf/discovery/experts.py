@@ -184,5 +184,5 @@ def _lies_along(track: Track, axis: int) -> bool:
     return (
         rows is not None
         and len(rows) == track.call.rows
-        and torch.equal(rows, torch.arange(len(rows), dtype=rows.dtype))
+        and torch.equal(rows, torch.arange(len(rows), dtype=rows.dtype, device="cpu"))
     )

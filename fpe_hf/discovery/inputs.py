@@ -81,10 +81,22 @@ _ALTERNATIVES = {"inputs_embeds", "decoder_inputs_embeds", "hidden_states", "enc
 """Arguments that may be given instead of others."""
 
 
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")
+
+
+def _integers(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
+
+
+def _tokens() -> Tensor:
+    return _integers(*range(BATCH * LENGTH)).view(BATCH, LENGTH)
+
+
 def _ids(config: Any) -> list[Tensor]:
     """Token ids that every vocabulary has and that are no special tokens in most."""
     del config
-    return [torch.arange(BATCH * LENGTH).view(BATCH, LENGTH) % 5 + 3]
+    return [_tokens() % 5 + 3]
 
 
 def _pixels(config: Any) -> list[Tensor]:
@@ -93,13 +105,13 @@ def _pixels(config: Any) -> list[Tensor]:
     height, width = (size, size) if isinstance(size, (int, float)) else list(size)[-2:]
     shape = (_channels(config), int(height), int(width))
     return [
-        torch.zeros(BATCH, *shape),
-        torch.zeros(BATCH, 2, *shape),
-        torch.zeros(BATCH, _number(config, ("num_frames",), 4), *shape),
-        torch.zeros(BATCH, GRID * GRID, _patch_width(config)),
-        torch.zeros(BATCH * GRID * GRID, _patch_width(config)),
-        *(torch.zeros(BATCH, shape[0], side, side) for side in (224, 1536)),
-        torch.zeros(BATCH, 1, *shape[1:]),
+        _zeros(BATCH, *shape),
+        _zeros(BATCH, 2, *shape),
+        _zeros(BATCH, _number(config, ("num_frames",), 4), *shape),
+        _zeros(BATCH, GRID * GRID, _patch_width(config)),
+        _zeros(BATCH * GRID * GRID, _patch_width(config)),
+        *(_zeros(BATCH, shape[0], side, side) for side in (224, 1536)),
+        _zeros(BATCH, 1, *shape[1:]),
     ]
 
 
@@ -127,82 +139,82 @@ def _features(config: Any) -> list[Tensor]:
     audio = _with(config, "max_source_positions")
     frames = 2 * getattr(audio, "max_source_positions", 64)
     return [
-        torch.zeros(BATCH, bins, frames),
-        torch.zeros(BATCH, frames, bins),
-        torch.zeros(BATCH, 1, 1024, bins),
-        torch.zeros(BATCH, frames, 160),
+        _zeros(BATCH, bins, frames),
+        _zeros(BATCH, frames, bins),
+        _zeros(BATCH, 1, 1024, bins),
+        _zeros(BATCH, frames, 160),
     ]
 
 
 def _samples(config: Any) -> list[Tensor]:
     frames = _number(config, ("max_length", "max_time_bins"), 64)
     bins = _number(config, ("num_mel_bins", "feature_size"), 128)
-    samples = torch.zeros(BATCH, SAMPLES)
-    return [samples, torch.zeros(BATCH, frames, bins), samples.unsqueeze(1)]
+    samples = _zeros(BATCH, SAMPLES)
+    return [samples, _zeros(BATCH, frames, bins), samples.unsqueeze(1)]
 
 
 def _hidden(config: Any) -> list[Tensor]:
     width = _number(config, ("hidden_size", "d_model", "embed_dim", "encoder_hidden_size"), 64)
     return [
-        torch.zeros(BATCH, LENGTH, width),
-        torch.zeros(2 * GRID * GRID, _patch_width(config)),
-        torch.zeros(2 * GRID * GRID, width),
+        _zeros(BATCH, LENGTH, width),
+        _zeros(2 * GRID * GRID, _patch_width(config)),
+        _zeros(2 * GRID * GRID, width),
     ]
 
 
 def _conditions(config: Any) -> list[Tensor]:
     """What a larger model hands to a small one for all of its steps."""
-    return [torch.zeros(BATCH, 1, _number(config, ("input_size", "hidden_size"), 64))]
+    return [_zeros(BATCH, 1, _number(config, ("input_size", "hidden_size"), 64))]
 
 
 def _grid(config: Any) -> list[Tensor]:
     del config
-    return [torch.tensor([[1, GRID, GRID]] * BATCH)]
+    return [_integers(1, GRID, GRID).repeat(BATCH, 1)]
 
 
 def _boxes(config: Any) -> list[Tensor]:
-    corners = torch.tensor([1, 2, 3, 4])
+    corners = _integers(1, 2, 3, 4)
     boxes = corners.expand(BATCH, LENGTH, 4)
     return [boxes, corners.repeat(2).expand(BATCH, LENGTH, 8)]
 
 
 def _shapes(config: Any) -> list[Tensor]:
     del config
-    return [torch.tensor([[GRID, GRID]] * BATCH)]
+    return [_integers(GRID, GRID).repeat(BATCH, 1)]
 
 
 def _patch_positions(config: Any) -> list[Tensor]:
     del config
-    places = torch.arange(GRID * GRID)
+    places = _integers(*range(GRID * GRID))
     return [torch.stack([places % GRID, places // GRID], -1).expand(BATCH, -1, 2)]
 
 
 def _ones(*shape: int) -> Callable[[Any], list[Tensor]]:
-    return lambda config: [torch.ones(shape, dtype=torch.int64)]
+    return lambda config: [_zeros(*shape).long() + 1]
 
 
 def _pixel_mask(config: Any) -> list[Tensor]:
     images = _pixels(config)
     sizes = [image.shape[-2:] if image.dim() > 3 else image.shape[1:2] for image in images]
-    return [torch.ones(BATCH, *size, dtype=torch.int64) for size in sizes]
+    return [_zeros(BATCH, *size).long() + 1 for size in sizes]
 
 
 def _patches(config: Any) -> list[Tensor]:
     """Rows of Pix2Struct: place down, place across, pixels."""
-    places = torch.ones(BATCH, LENGTH, 2)
-    return [torch.cat([places, torch.zeros(BATCH, LENGTH, _patch_width(config))], -1)]
+    places = _zeros(BATCH, LENGTH, 2) + 1
+    return [torch.cat([places, _zeros(BATCH, LENGTH, _patch_width(config))], -1)]
 
 
 def _feature_mask(config: Any) -> list[Tensor]:
     """Beside `_features`: one entry per frame."""
     pairs = zip(_features(config), (2, 1, 2, 1), strict=True)
     counts = [features.shape[axis] for features, axis in pairs]
-    return [torch.ones(BATCH, count, dtype=torch.int64) for count in counts]
+    return [_zeros(BATCH, count).long() + 1 for count in counts]
 
 
 def _encoded(config: Any) -> list[Tensor]:
     width = _number(config, ("encoder_hidden_size", "cross_attention_hidden_size"), 0)
-    return [torch.zeros(BATCH, LENGTH, width)] if width else _hidden(config)
+    return [_zeros(BATCH, LENGTH, width)] if width else _hidden(config)
 
 
 _MAKERS: dict[str, Callable[[Any], list[Tensor]]] = {
@@ -278,22 +290,22 @@ def _plain_inputs(model: nn.Module) -> Iterator[Inputs]:
 
 
 def _bounds(tokens: Tensor) -> Tensor:
-    return torch.tensor([0, len(tokens)], dtype=torch.int32)
+    return _integers(0, len(tokens)).int()
 
 
 def _first_layer_inputs(model: nn.Module) -> Iterator[Tensor]:
     for module in model.modules():
         if isinstance(module, nn.Embedding):
-            yield torch.arange(BATCH * LENGTH).view(BATCH, LENGTH) % module.num_embeddings
+            yield _tokens() % module.num_embeddings
         elif isinstance(module, nn.Linear):
-            yield torch.zeros(BATCH, module.in_features)
-            yield torch.zeros(BATCH, LENGTH, module.in_features)
+            yield _zeros(BATCH, module.in_features)
+            yield _zeros(BATCH, LENGTH, module.in_features)
         elif isinstance(module, nn.modules.conv._ConvNd):
             dims = len(module.kernel_size)
             for size in (IMAGE, 224, 28):
-                yield torch.zeros(BATCH, module.in_channels, *[size] * dims)
+                yield _zeros(BATCH, module.in_channels, *[size] * dims)
         elif isinstance(module, nn.LayerNorm):
-            yield torch.zeros(BATCH, LENGTH, module.normalized_shape[-1])
+            yield _zeros(BATCH, LENGTH, module.normalized_shape[-1])
         else:
             continue
         return

@@ -166,5 +166,5 @@ def begin(call: Call, shape: Sequence[int], axis: int = -1) -> Live:
     """The lineage of a projection's output, whose channels lie along `axis`."""
     sizes = [1] * len(shape)
     sizes[axis] = call.rows
-    rows = torch.arange(call.rows, dtype=torch.int32).view(sizes).expand(tuple(shape))
+    rows = torch.arange(call.rows, dtype=torch.int32, device="cpu").view(sizes).expand(tuple(shape))
     return Live((Track(call, rows),))

@@ -200,8 +200,8 @@ def _pick(step: Step) -> Outcome:
 def _zeros(index: Tensor) -> Tensor:
     """An index tensor of the same shape that picks element 0 (as often as a mask is set)."""
     if index.dtype == torch.bool:
-        return torch.zeros(int(index.sum()), dtype=torch.int64)
-    return torch.zeros(index.shape, dtype=torch.int64)
+        return torch.zeros(int(index.sum()), dtype=torch.int64, device="cpu")
+    return torch.zeros(index.shape, dtype=torch.int64, device="cpu")
 
 
 def _picked_axes(step: Step) -> list[int]:
@@ -243,7 +243,7 @@ def _rows_of(call: Call, part: Tensor, lineage: Lineage | None) -> Tensor | None
     """The rows of `call` in `part`; `None` if `part` holds several of them per element."""
     own = [track.rows for track in live_tracks([lineage]) if track.call is call]
     if not own:
-        return torch.full((), NO_ROW, dtype=torch.int32).expand(part.shape)
+        return torch.full((), NO_ROW, dtype=torch.int32, device="cpu").expand(part.shape)
     return own[0] if len(own) == 1 else None
 
 

@@ -38,7 +38,7 @@ def checksum(tensors: Iterable[Tensor]) -> Tensor:
             subtotal += (part * odd[: len(part)]).sum()
         total = subtotal + len(bits) if total is None else total * _FOLD + subtotal + len(bits)
     if total is None:
-        return torch.ones(1, dtype=torch.int64)
+        return torch.ones(1, dtype=torch.int64, device="cpu")
     return torch.where(total == UNVERIFIED, 1, total)
 
 

@@ -38,7 +38,7 @@ def clause_collisions(mask: Tensor, clauses: Tensor, alpha: int = 1) -> Tensor:
     whole = whole_clauses(mask, clauses).float()
     children = whole.unflatten(-2, (alpha, -1))
     shared = (children.unsqueeze(-1) * children.unsqueeze(-2)).amax(-4)
-    pairs = torch.triu_indices(len(clauses), len(clauses), 1)
+    pairs = torch.triu_indices(len(clauses), len(clauses), 1, device=mask.device)
     found: Tensor = shared[..., pairs[0], pairs[1]]
     return found.mean((-1, -2))
 

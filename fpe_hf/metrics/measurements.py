@@ -39,9 +39,9 @@ class _Measurement(evaluate.Measurement):  # type: ignore[misc]
         )
 
     def _compute(self, data: Any, labels: Any = None) -> dict[str, Any]:
-        arguments = [torch.as_tensor(data, dtype=torch.float32)]
+        arguments = [torch.as_tensor(data, dtype=torch.float32, device="cpu")]
         if self.labelled:
-            arguments.append(torch.as_tensor(labels))
+            arguments.append(torch.as_tensor(labels, dtype=torch.int64, device="cpu"))
         results = ((function.__name__, function(*arguments)) for function in self.functions)
         return {
             name: value.tolist() if isinstance(value, Tensor) else value for name, value in results

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..draws import Draws
 from ..splits import derive_seed, hashed_children
 from .budget import balanced
 from .spec import BlockSpec
@@ -43,7 +44,6 @@ def draw_overlapping(parents: int, inputs: int, alpha: int, seed: int) -> Tensor
     Returns:
         Which inputs each child reads: bool `[alpha, parents, inputs]`.
     """
-    generator = torch.Generator().manual_seed(seed)
-    sizes = torch.tensor(balanced(inputs, alpha))
-    ranks = torch.rand(alpha, parents, inputs, generator=generator).argsort(-1).argsort(-1)
+    sizes = torch.tensor(balanced(inputs, alpha), dtype=torch.int64, device="cpu")
+    ranks = Draws(seed).uniform(alpha, parents, inputs).argsort(-1).argsort(-1)
     return ranks < sizes[:, None, None]

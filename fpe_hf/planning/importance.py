@@ -78,7 +78,7 @@ def _by_piece(
     largest = max(piece.stop - piece.start for piece in pieces)
     # One for all: glibc would not hand the memory of one piece to the next.
     scratch = torch.empty(largest * size, dtype=torch.float32, device=device)
-    measured = torch.empty(items)
+    measured = torch.empty(items, dtype=torch.float32, device="cpu")
     for piece in pieces:
         measured[piece] = read(piece, scratch[: (piece.stop - piece.start) * size])
     return measured

@@ -292,7 +292,7 @@ def _divide_tile(spec: BlockSpec, tile: int, ups: Sequence[Tensor]) -> Tensor:
 def _tile_outputs(spec: BlockSpec, tile: int, down: Tensor) -> list[Tensor]:
     """Outputs written by each child of a tile."""
     if spec.fan_out == "replicate":
-        everything = torch.zeros(spec.out_features, dtype=torch.int64)
+        everything = torch.zeros(spec.out_features, dtype=torch.int64, device="cpu")
         kept = keep_columns(of_outputs(down, norm), spec.child_outputs[:1], everything)[0]
         return [kept] * spec.alpha
     children = draw_tile_outputs(spec, tile)
@@ -319,7 +319,7 @@ def _outputs_by_importance(spec: BlockSpec, columns: TileColumns, parent: Parent
         scores.append(of_outputs(parent.down.detach()[:, start:stop], mean_square))
         costs += [up_costs] * spec.in_features + [down_costs] * spec.out_features
     order = torch.cat(scores).argsort(descending=True, stable=True)
-    cost = torch.tensor(costs)[order]
+    cost = torch.tensor(costs, dtype=torch.int64, device="cpu")[order]
     fits = cost.cumsum(0) <= columns.available * len(spec.tiles)
     is_output = cost.new_tensor(
         ([0] * spec.in_features + [1] * spec.out_features) * len(spec.tiles)

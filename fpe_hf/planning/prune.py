@@ -95,7 +95,7 @@ class _Keys:
     def places(self, value: int) -> Tensor:
         """Places of the keys of one value, ascending (int64)."""
         found = [(keys == value).nonzero().squeeze(1) + first for first, keys in self.parts()]
-        return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+        return torch.cat([*found, self._rows.new_empty(0, dtype=torch.int64)])
 
 
 def _threshold(weighted: Sequence[tuple[_Keys, int]], drop: int) -> tuple[int, int]:
@@ -118,7 +118,7 @@ def _threshold(weighted: Sequence[tuple[_Keys, int]], drop: int) -> tuple[int, i
 
 def _count(weighted: Sequence[tuple[_Keys, int]], digits: Callable[[Tensor], Tensor]) -> Tensor:
     """How often each digit of 16 bits occurs, weighted: int64 `[2**16]`."""
-    counts = torch.zeros(_HALF, dtype=torch.int64)
+    counts = torch.zeros(_HALF, dtype=torch.int64, device="cpu")
     for matrix, copies in weighted:
         for _, keys in matrix.parts():
             counts += copies * torch.bincount(digits(keys), minlength=_HALF).cpu()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..draws import Draws
 from ..errors import ConfigError
 from ..extras import need
 
@@ -87,28 +88,28 @@ def random_dnf(
             f"{'disjoint' if disjoint else 'overlapping'} clauses need at least {needed} inputs "
             "and one of each; raise inputs" + (" or set disjoint=False." if disjoint else ".")
         )
-    generator = torch.Generator().manual_seed(seed)
+    draws = Draws(seed)
     if disjoint:
-        order = torch.randperm(inputs, generator=generator)
+        order = draws.order(inputs)
         variables = order[: clauses * literals].view(clauses, literals)
     else:
-        variables = _distinct_rows(inputs, clauses, literals, generator)
-    positive = torch.ones(clauses, literals, dtype=torch.bool)
+        variables = _distinct_rows(inputs, clauses, literals, draws)
+    positive = torch.ones(clauses, literals, dtype=torch.bool, device="cpu")
     if negations:
-        positive = torch.rand(clauses, literals, generator=generator) < 0.5
+        positive = draws.uniform(clauses, literals) < 0.5
     return DNF(inputs, variables, positive)
 
 
-def _distinct_rows(inputs: int, rows: int, size: int, generator: torch.Generator) -> Tensor:
+def _distinct_rows(inputs: int, rows: int, size: int, draws: Draws) -> Tensor:
     found: set[tuple[int, ...]] = set()
     if rows > comb(inputs, size):
         raise ConfigError(
             f"clauses={rows} of {size} out of {inputs} variables cannot all differ: raise inputs."
         )
     while len(found) < rows:
-        row = torch.randperm(inputs, generator=generator)[:size].sort().values
+        row = draws.order(inputs)[:size].sort().values
         found.add(tuple(row.tolist()))
-    return torch.tensor(sorted(found))
+    return torch.tensor(sorted(found), dtype=torch.int64, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def sample(
     for name, share in (("hard", hard), ("density", density)):
         if not 0.0 <= share <= 1.0:
             raise ConfigError(f"{name}={share!r} is out of range: it must be from 0.0 to 1.0.")
-    source = _Source(formula, density, torch.Generator().manual_seed(seed))
+    source = _Source(formula, density, Draws(seed))
     trues = examples // 2
     hards = round(hard * (examples - trues))
     parts = [
@@ -180,7 +181,7 @@ def sample(
         source.collect(source.hard, hards, "hard false"),
         source.collect(source.false, examples - trues - hards, "false"),
     ]
-    order = torch.randperm(examples, generator=source.generator)
+    order = source.draws.order(examples)
     x = torch.cat(parts)[order]
     return Examples(x, formula(x))
 
@@ -191,11 +192,11 @@ class _Source:
 
     formula: DNF
     density: float
-    generator: torch.Generator
+    draws: Draws
 
     def collect(self, draw: Callable[[int], Tensor], count: int, what: str) -> Tensor:
         """Draws until there are enough."""
-        found = torch.empty(0, self.formula.inputs, dtype=torch.bool)
+        found = torch.empty(0, self.formula.inputs, dtype=torch.bool, device="cpu")
         for _ in range(_ATTEMPTS):
             if len(found) >= count:
                 return found[:count]
@@ -220,15 +221,15 @@ class _Source:
         clause = self._choose(count)
         x = self._satisfy(self._backgrounds(count), clause)
         x = self._falsify(self._break(x, clause))
-        chosen = self.formula.literals(x)[torch.arange(count), clause]
+        chosen = self.formula.literals(x)[torch.arange(count, device="cpu"), clause]
         one_short = chosen.sum(1) == self.formula.variables.shape[1] - 1
         return x[one_short & ~self.formula(x)]
 
     def _backgrounds(self, count: int) -> Tensor:
-        return torch.rand(count, self.formula.inputs, generator=self.generator) < self.density
+        return self.draws.uniform(count, self.formula.inputs) < self.density
 
     def _choose(self, count: int) -> Tensor:
-        return torch.randint(len(self.formula.variables), (count,), generator=self.generator)
+        return self.draws.below(len(self.formula.variables), count)
 
     def _satisfy(self, x: Tensor, clause: Tensor) -> Tensor:
         """Makes one clause of each assignment true."""
@@ -237,14 +238,14 @@ class _Source:
     def _break(self, x: Tensor, clause: Tensor) -> Tensor:
         """Makes one literal of one clause of each assignment false."""
         literals = self.formula.variables.shape[1]
-        place = torch.randint(literals, (len(x), 1), generator=self.generator)
+        place = self.draws.below(literals, len(x), 1)
         variable = self.formula.variables[clause].gather(1, place)
         return x.scatter(1, variable, ~self.formula.positive[clause].gather(1, place))
 
     def _falsify(self, x: Tensor, spared: Tensor | None = None) -> Tensor:
         """Breaks true clauses one after the other, save the `spared` one of each assignment. Where
         clauses share variables this may not end, so what is true after a few rounds is left so."""
-        for clause in torch.arange(len(self.formula.variables)).repeat(2):
+        for clause in torch.arange(len(self.formula.variables), device="cpu").repeat(2):
             broken = self.formula.clauses(x)[:, clause]
             if spared is not None:
                 broken &= clause != spared

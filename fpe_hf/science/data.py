@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import pictures
+from ..draws import Draws
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def digits() -> Labelled:
     """
     found = pictures.digits()
     x, y = _tensors(found)
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    order = Draws(0).order(len(y))
     train, test = order[: len(y) * 4 // 5], order[len(y) * 4 // 5 :]
     return Labelled(x[train], y[train], x[test], y[test], found.names)
 
@@ -71,5 +72,5 @@ def fashion_mnist(folder: str | Path | None = None) -> Labelled:
 
 def _tensors(found: pictures.Pictures) -> tuple[Tensor, Tensor]:
     """Images `[examples, 1, height, width]` from 0 to 1, and labels."""
-    images = torch.tensor(found.images).float().unsqueeze(1) / found.white
-    return images, torch.tensor(found.labels).long()
+    images = torch.tensor(found.images, dtype=torch.float32, device="cpu").unsqueeze(1)
+    return images / found.white, torch.tensor(found.labels, dtype=torch.int64, device="cpu")

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..draws import Draws
 from ..encoders import Encoder
 from ..errors import MissingDataError
 from .data import Labelled
@@ -75,18 +76,18 @@ def docstring_embeddings() -> Labelled:
         MissingDataError: The encoder, or a library, is not installed.
         ValueError: A subpackage has too few docstrings.
     """
-    generator = torch.Generator().manual_seed(0)
+    draws = Draws(0)
     names = tuple(PARTS.split(", "))
     texts: list[str] = []
     for name in names:
         found = list(docstrings(name))
         if len(found) < _PER_CLASS:
             raise ValueError(f"{name} has {len(found)} docstrings, not the {_PER_CLASS} needed.")
-        order = torch.randperm(len(found), generator=generator)[:_PER_CLASS]
+        order = draws.order(len(found))[:_PER_CLASS]
         texts += [found[index] for index in order.tolist()]
     x = embed(texts)
     x = ((x - x.mean(0)) / x.std()).view(len(names), _PER_CLASS, -1)
-    y = torch.arange(len(names)).repeat_interleave(_PER_CLASS).view(len(names), _PER_CLASS)
+    y = torch.arange(len(names), device="cpu")[:, None].repeat(1, _PER_CLASS)
     test, train = slice(_TEST_PER_CLASS), slice(_TEST_PER_CLASS, None)
     return Labelled(
         x[:, train].flatten(0, 1),
@@ -114,4 +115,5 @@ def embed(texts: list[str]) -> Tensor:
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     batches = [order[start : start + _BATCH] for start in range(0, len(texts), _BATCH)]
     found = torch.cat([encoder([texts[index] for index in batch]) for batch in batches])
-    return torch.nn.functional.normalize(found)[torch.tensor(order).argsort()]
+    place = torch.tensor(order, dtype=torch.int64, device="cpu").argsort()
+    return torch.nn.functional.normalize(found)[place]

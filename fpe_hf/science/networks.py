@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..draws import Draws
 from ..errors import ConfigError
 
 _FIELDS = ("weights", "biases", "masks")
@@ -86,10 +87,10 @@ def init_networks(models: int, sizes: list[int], *, seed: int = 0) -> Networks:
             f"models={models}, sizes={sizes}: give one or more models, and the inputs, hidden "
             "widths and outputs, all positive."
         )
-    generator = torch.Generator().manual_seed(seed)
+    draws = Draws(seed)
 
     def uniform(*shape: int, fan_in: int) -> Tensor:
-        return (2 * torch.rand(*shape, generator=generator) - 1) / math.sqrt(fan_in)
+        return (2 * draws.uniform(*shape) - 1) / math.sqrt(fan_in)
 
     pairs = list(pairwise(sizes))
     weights = tuple(uniform(models, outputs, inputs, fan_in=inputs) for inputs, outputs in pairs)

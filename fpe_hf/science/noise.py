@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
+from ..draws import Draws
 from .networks import Networks
 
 
 def noisy_inputs(x: Tensor, level: float, *, seed: int = 0) -> Tensor:
     """Adds Gaussian noise with the standard deviation `level`."""
-    generator = torch.Generator().manual_seed(seed)
-    return x + level * torch.randn(x.shape, generator=generator)
+    return x + level * Draws(seed).normal(*x.shape)
 
 
 def noisy_weights(networks: Networks, level: float, *, seed: int = 0) -> Networks:
@@ -25,10 +24,10 @@ def noisy_weights(networks: Networks, level: float, *, seed: int = 0) -> Network
             in the same layer of the same network. So an equal level is equally loud for all.
         seed: Seed.
     """
-    generator = torch.Generator().manual_seed(seed)
+    draws = Draws(seed)
     noisy = []
     for weight, mask in zip(networks.masked().weights, networks.masks, strict=True):
         size = (weight.square().sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)).sqrt()
-        noise = torch.randn(weight.shape, generator=generator)
+        noise = draws.normal(*weight.shape)
         noisy.append(weight + level * size[:, None, None] * noise * mask)
     return replace(networks, weights=tuple(noisy))

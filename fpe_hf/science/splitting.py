@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..draws import Draws
 from ..errors import ConfigError
 from ..planning.budget import balanced
 from ..planning.draw import draw_overlapping
@@ -36,15 +37,15 @@ def clause_split(clauses: Sequence[Sequence[int]] | Tensor) -> Split:
 
     def split(weight: Tensor, alpha: int, *, seed: int, shared: bool) -> Tensor:
         parents, inputs = weight.shape[-2:]
-        generator = torch.Generator().manual_seed(seed)
-        rows = [_deal(groups, inputs, alpha, generator) for _ in range(1 if shared else parents)]
+        draws = Draws(seed)
+        rows = [_deal(groups, inputs, alpha, draws) for _ in range(1 if shared else parents)]
         return rows[0] if shared else torch.stack(rows)
 
     return split
 
 
-def _deal(clauses: list[list[int]], inputs: int, alpha: int, generator: torch.Generator) -> Tensor:
-    children = torch.full((inputs,), -1)
+def _deal(clauses: list[list[int]], inputs: int, alpha: int, draws: Draws) -> Tensor:
+    children = torch.full((inputs,), -1, dtype=torch.int64, device="cpu")
     room = list(balanced(inputs, alpha))
 
     def give(variables: list[int], child: int) -> None:
@@ -55,7 +56,7 @@ def _deal(clauses: list[list[int]], inputs: int, alpha: int, generator: torch.Ge
             room[child] -= 1
 
     def order(count: int) -> list[int]:
-        shuffled: list[int] = torch.randperm(count, generator=generator).tolist()
+        shuffled: list[int] = draws.order(count).tolist()
         return shuffled
 
     for index in order(len(clauses)):
@@ -93,7 +94,7 @@ def child_masks(split: str | Split, weight: Tensor, alpha: int, seed: int) -> Te
     else:
         children = divide(split, weight.unsqueeze(0), alpha, seed=seed, shared=False)
     children = children.expand(parents, inputs)
-    return children == torch.arange(alpha)[:, None, None]
+    return children == torch.arange(alpha, device=children.device)[:, None, None]
 
 
 def expand(

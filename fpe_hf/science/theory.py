@@ -95,8 +95,8 @@ def simulate(
         )
     children = torch.from_numpy(hashed_children(seed, draws * parents, inputs, alpha))
     children = children.view(draws, 1, parents, inputs)
-    mask = (children == torch.arange(alpha)[:, None, None]).flatten(1, 2)
-    variables = torch.arange(clauses * literals).view(clauses, literals)
+    mask = (children == torch.arange(alpha, device=children.device)[:, None, None]).flatten(1, 2)
+    variables = torch.arange(clauses * literals, device="cpu").view(clauses, literals)
     found = (clause_collisions(mask, variables, alpha), clause_coverage(mask, variables))
     collisions, coverage = (
         Estimate(float(v.double().mean()), float(v.double().std()) / sqrt(draws)) for v in found

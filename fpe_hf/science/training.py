@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..draws import Draws
 from ..errors import ConfigError
 from .networks import Networks
 
@@ -100,18 +101,18 @@ def train(
     biases = [bias.clone().requires_grad_() for bias in networks.biases]
     live = Networks(tuple(weights), tuple(biases), tuple(m.clone() for m in networks.masks))
     adam = torch.optim.Adam([*weights, *biases], lr=how.lr)
-    generator = torch.Generator().manual_seed(how.seed)
+    draws = Draws(how.seed)
     steps = how.epochs * math.ceil(x.shape[1] / how.batch_size)
     step = 0
     for _ in range(how.epochs):
-        for batch in torch.randperm(x.shape[1], generator=generator).split(how.batch_size):
-            used = _drop(live, how.drop_connect, generator)
+        for batch in draws.order(x.shape[1]).split(how.batch_size):
+            used = _drop(live, how.drop_connect, draws)
             outputs = used(_for_all(x[:, batch].float(), live))
             loss = _loss(outputs, _for_all(y[:, batch], live))
             adam.zero_grad()
             loss.backward()
             step += 1
-            _move(live, adam, how.moving, step, steps, generator)
+            _move(live, adam, how.moving, step, steps, draws)
             for weight, mask in zip(weights, live.masks, strict=True):
                 assert weight.grad is not None
                 weight.grad.mul_(mask)
@@ -151,12 +152,11 @@ def _loss(outputs: Tensor, y: Tensor) -> Tensor:
     return losses.mean(1).sum()
 
 
-def _drop(networks: Networks, rate: float, generator: torch.Generator) -> Networks:
+def _drop(networks: Networks, rate: float, draws: Draws) -> Networks:
     if rate == 0.0:
         return networks
     weights = tuple(
-        weight * (torch.rand(weight.shape, generator=generator) >= rate) / (1 - rate)
-        for weight in networks.weights
+        weight * (draws.uniform(*weight.shape) >= rate) / (1 - rate) for weight in networks.weights
     )
     return replace(networks, weights=weights)
 
@@ -167,7 +167,7 @@ def _move(
     how: MovingMasks | None,
     step: int,
     steps: int,
-    generator: torch.Generator,
+    draws: Draws,
 ) -> None:
     """Moves the masks of all layers, in place, if it is time; counts per layer stay."""
     if how is None or step % how.every or step > how.until * steps:
@@ -177,7 +177,7 @@ def _move(
         assert weight.grad is not None
         candidates = weight.grad.abs()
         if how.regrow == "random":
-            candidates = torch.rand(weight.shape, generator=generator)
+            candidates = draws.uniform(*weight.shape)
         moved = move_mask(weight.detach(), mask, candidates, share)
         fresh = moved & ~mask
         mask.copy_(moved)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -40,7 +41,7 @@ class InMemory(Dataset[Batch]):
         return {name: column[index] for name, column in self.columns.items()}
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        chosen = torch.as_tensor(indices)
+        chosen = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
         return {name: column[chosen] for name, column in self.columns.items()}
 
 
@@ -48,4 +49,11 @@ def stack(rows: list[Batch] | Batch) -> Batch:
     """A batch of examples of equal shapes; one that is a batch already stays as it is."""
     if isinstance(rows, dict):
         return rows
-    return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}
+    return {name: _stacked([row[name] for row in rows]) for name in rows[0]}
+
+
+def _stacked(values: list[Any]) -> Tensor:
+    if isinstance(values[0], Tensor):
+        return torch.stack(values)
+    whole = np.stack(values)
+    return torch.from_numpy(whole.astype(np.float32) if whole.dtype == np.float64 else whole)

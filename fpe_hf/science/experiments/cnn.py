@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ...auditing import audit
 from ...conversion import widen
+from ...draws import Draws
 from ..data import Labelled, digits
 from ..gains import gain_figure, gain_rows, select, told
 from ..report import Report, Row
@@ -29,7 +30,10 @@ def run(full: bool) -> Report:
         for seed in range(seeds):
             for arm, accuracy in _compare(data, width, seed).items():
                 found.setdefault(arm, []).append(accuracy)
-        rows += gain_rows({arm: torch.tensor(v) for arm, v in found.items()}, neurons=width)
+        accuracies = {
+            arm: torch.tensor(own, dtype=torch.float32, device="cpu") for arm, own in found.items()
+        }
+        rows += gain_rows(accuracies, neurons=width)
     dense = ", ".join(f"{row['accuracy']:.1f}" for row in select(rows, arm=DENSE))
     lines = [
         f"- random, alpha {alpha}: {told(select(rows, arm=RANDOM, alpha=alpha), 'neurons')}"
@@ -75,9 +79,9 @@ def _network(width: int, classes: int) -> nn.Module:
 
 def _train(model: nn.Module, data: Labelled, seed: int) -> None:
     adam = torch.optim.Adam(model.parameters(), lr=LR)
-    generator = torch.Generator().manual_seed(seed)
+    draws = Draws(seed)
     for _ in range(EPOCHS):
-        for batch in torch.randperm(len(data.y), generator=generator).split(BATCH_SIZE):
+        for batch in draws.order(len(data.y)).split(BATCH_SIZE):
             loss = functional.cross_entropy(model(data.x[batch]), data.y[batch])
             adam.zero_grad()
             loss.backward()

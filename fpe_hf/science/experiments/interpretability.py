@@ -83,7 +83,10 @@ def _measure(networks: Networks, data: Labelled) -> dict[str, Tensor]:
         )
         for name, value in zip(MEASURES, values, strict=True):
             found[name].append(float(value.mean()))
-    return {name: torch.tensor(values) for name, values in found.items()}
+    return {
+        name: torch.tensor(values, dtype=torch.float32, device="cpu")
+        for name, values in found.items()
+    }
 
 
 def _pictures(networks: dict[str, Networks], data: Labelled) -> Any:
