@@ -37,8 +37,15 @@ SAMPLE: dict[str, tuple[str, list[str]]] = {
 }
 """Model type -> the status and the kinds of blocks that are expected."""
 
+ALIKE = set("blip clip cohere convnext falcon gemma3 gpt_oss gptj llama moshi_depth phi3".split())
+ALIKE |= set("qwen2_vl resnet swin vit wav2vec2 whisper".split())
+"""Types whose kinds of blocks the others have, too."""
 
-@pytest.mark.parametrize("model_type", SAMPLE)
+
+@pytest.mark.parametrize(
+    "model_type",
+    [pytest.param(t, marks=pytest.mark.nightly) if t in ALIKE else t for t in SAMPLE],
+)
 def test_type_goes_through_all_steps(model_type: str) -> None:
     record = check_type(model_type)
     status, kinds = SAMPLE[model_type]

@@ -54,7 +54,7 @@ def test_the_parent_tells_sentences_apart(parent: BertModel, inputs: dict[str, T
     assert similarity[3, 4] > 0.5 > similarity[3, 2]
 
 
-@pytest.mark.parametrize("layout", ["element", "block"])
+@pytest.mark.parametrize("layout", [pytest.param("element", marks=pytest.mark.nightly), "block"])
 def test_the_whole_way(
     layout: str, parent: BertModel, inputs: dict[str, Tensor], tmp_path: Path
 ) -> None:

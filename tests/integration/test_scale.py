@@ -101,8 +101,10 @@ def test_clip_at_true_shapes(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("model", "found"),
-    [(LLAMA, (80, "gated", 28672)), (QWEN, (94, "experts", 1536))],
-    ids=["70B dense", "235B mixture of experts"],
+    [
+        pytest.param(LLAMA, (80, "gated", 28672), id="70B dense"),
+        pytest.param(QWEN, (94, "experts", 1536), id="235B mixture", marks=pytest.mark.nightly),
+    ],
 )
 def test_a_large_model_on_the_meta_device(model: str, found: tuple[int, str, int]) -> None:
     seconds, peak, *blocks = measure(model + FIND)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
+from itertools import cycle, product
 from typing import Any
 
 import pytest
@@ -68,12 +68,9 @@ def assert_equivalent(layer: FPELayer, reference: DenseReference) -> None:
         torch.testing.assert_close(parameter.grad, reference.tensors[name].grad, msg=name)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("layout", "fan_out", "coupling", "bias"), GRID)
-def test_forward_and_gradients(
-    layout: str, fan_out: str, coupling: str, bias: str, kind: str
-) -> None:
-    case = grid_case(layout, fan_out, coupling, bias, kind=kind, dtype=torch.float64)
+@pytest.mark.parametrize(("point", "kind"), zip(GRID, cycle(KINDS)))  # the rest below
+def test_forward_and_gradients(point: tuple[str, str, str, str], kind: str) -> None:
+    case = grid_case(*point, kind=kind, dtype=torch.float64)
     for layer, reference in trained_layers(case):
         assert_equivalent(layer, reference)
 
@@ -171,19 +168,15 @@ def test_dense_weight_and_bias_are_differentiable(layout: str, coupling: str) ->
             torch.testing.assert_close(parameter.grad, reference.tensors[name].grad, msg=name)
 
 
+TOLERANCES = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+
+
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"),
-    [(torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 1.5e-2)],
-    ids=str,
+    ("point", "dtype"), zip(product(LAYOUTS, FAN_OUTS, COUPLINGS), cycle(TOLERANCES))
 )
-@pytest.mark.parametrize(
-    ("layout", "fan_out", "coupling"), list(product(LAYOUTS, FAN_OUTS, COUPLINGS))
-)
-def test_precisions(
-    layout: str, fan_out: str, coupling: str, dtype: torch.dtype, tolerance: float
-) -> None:
+def test_precisions(point: tuple[str, str, str], dtype: torch.dtype) -> None:
     """Errors, relative to the largest number, are those of the dtype's rounding."""
-    case = grid_case(layout, fan_out, coupling, "shared", kind="halves", dtype=dtype)
+    case, tolerance = grid_case(*point, "shared", kind="halves", dtype=dtype), TOLERANCES[dtype]
     for layer, reference in trained_layers(case):
         x = torch.randn(8, layer.in_features).to(dtype).requires_grad_()
         wide = x.detach().double().requires_grad_()

@@ -41,6 +41,7 @@ train:
 compare: {arms: [dense, fpe, overlap]}
 """
 ARMS = ("dense", "fpe", "overlap")
+NIGHTLY = pytest.mark.nightly
 
 
 def recipe(folder: Path, *assignments: str) -> Recipe:
@@ -101,7 +102,15 @@ def in_a_fork(run: Callable[[], None]) -> int | None:
 
 
 @pytest.mark.parametrize(
-    ("arm", "step"), [("warm-up", 1), ("dense", 5), ("fpe", 4), ("fpe", 8), ("overlap", 7)]
+    ("arm", "step"),
+    [
+        ("warm-up", 1),
+        ("fpe", 8),
+        *(
+            pytest.param(*moment, marks=NIGHTLY)
+            for moment in (("dense", 5), ("fpe", 4), ("overlap", 7))
+        ),
+    ],
 )
 def test_killed_at_a_step(
     arm: str, step: int, uninterrupted: dict[str, Any], tmp_path: Path
@@ -118,7 +127,7 @@ def test_killed_at_a_step(
     assert same(weights(folder), uninterrupted)
 
 
-@pytest.mark.parametrize("arm", ["dense", "fpe"])
+@pytest.mark.parametrize("arm", [pytest.param("dense", marks=NIGHTLY), "fpe"])
 def test_killed_while_a_checkpoint_is_written(
     arm: str, uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

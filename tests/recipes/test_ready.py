@@ -105,7 +105,22 @@ def local_data(recipe: Recipe, folder: Path) -> dict[str, object]:
     return {"data.source": str(saved), "data.name": None}
 
 
-@pytest.mark.parametrize("name", recipe_names())
+ALIKE = {
+    "clip-b32-cifar100",
+    "clip-b32-imagenet-100",
+    "clip-b32-imagenet-1k",
+    "clip-l14-cifar100",
+    "fashion-mnist-deep-mlp",
+    "minilm-text-classification",
+    "whisper-audio-classification",
+}
+"""Recipes that differ from others in names of data, models and columns alone."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.nightly) if n in ALIKE else n for n in recipe_names()],
+)
 def test_trains_both_arms_and_the_widened_model_reloads(
     name: str, tiny_recipe: Callable[[str], Recipe], tmp_path: Path
 ) -> None:
