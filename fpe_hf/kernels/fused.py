@@ -120,10 +120,11 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         mlp: MLP = ctx.mlp
         count = 1 + UP_OPERANDS * len(mlp.spec.ups) + DOWN_OPERANDS
-        tensors, wanted = ctx.saved_tensors[:count], ctx.needs_input_grad[2:]
+        saved: tuple[Tensor, ...] = ctx.saved_tensors  # to be asked for once, says checkpointing
+        tensors, wanted = saved[:count], ctx.needs_input_grad[2:]
         if torch.is_grad_enabled() or not is_ordinary(gradient):
             return (None, None, *_plain_back(mlp, tensors, wanted, gradient))
-        kept = iter(ctx.saved_tensors[count:]) if ctx.keep else None
+        kept = iter(saved[count:]) if ctx.keep else None
         return (None, None, *_back(mlp, tensors, wanted, gradient, kept))
 
 
@@ -135,11 +136,11 @@ def _plain_back(
 
     def of(*trained: Tensor) -> Tensor:
         given = dict(zip(places, trained, strict=True))
-        x, *operands = [given.get(place, tensor) for place, tensor in enumerate(tensors)]
-        assert x is not None
-        return plain(mlp, x, *operands)
+        own = [given.get(place, tensor) for place, tensor in enumerate(tensors)]
+        assert own[0] is not None
+        return plain(mlp, own[0], *own[1:])
 
-    _, pull = torch.func.vjp(of, *(tensors[place] for place in places))
+    pull = torch.func.vjp(of, *(tensors[place] for place in places))[1]
     found = dict(zip(places, pull(gradient), strict=True))
     return [found.get(place) for place in range(len(tensors))]
 
