@@ -525,3 +525,14 @@ def test_autocast(family: str, layout: str) -> None:
         found, expected = out(model, inputs), out(stock, inputs)
     assert found.dtype == expected.dtype
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("layout", ["element", "block"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_to_one_graph(family: str, layout: str) -> None:
+    model, _, inputs = copy.deepcopy(made(family, layout))
+    if family == "mixtral":
+        model.config._experts_implementation = "batched_mm"  # the others break graphs in stock
+    torch._dynamo.reset()
+    found = out(torch.compile(model, backend="eager", fullgraph=True), inputs)
+    torch.testing.assert_close(found, out(model, inputs))
