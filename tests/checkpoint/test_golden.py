@@ -1,7 +1,7 @@
 """Folders that earlier versions saved load for ever, with the outputs that they had then.
 
-`golden/v1` was saved in November 2026 by the last version with kernels of its own for `block`, before
-indices became int32: tiny models of the families named, with random weights.
+`golden/v1` was saved in November 2026, before indices became int32: tiny models of the families
+named, with random weights.
 """
 
 from __future__ import annotations
