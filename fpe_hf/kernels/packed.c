@@ -151,13 +151,18 @@ INLINE uint64_t kept_at(const struct job *job, int64_t first, int64_t column)
     return job->keep.size ? inside & bits_at(&job->keep, first + column) : inside;
 }
 
-static int64_t count_kept(const struct job *job, int64_t row)
+static int64_t count_kept(const struct job *job, int64_t row, int64_t stop)
 {
-    const int64_t first = at(job, &job->keep_row, row);
-    int64_t count = 0;
-    for (int64_t column = 0; column < job->columns; column += WORD)
-        count += __builtin_popcountll(kept_at(job, first, column));
-    return count;
+    int64_t last = -1, count = 0, all = 0;
+    for (; row < stop; row++, all += count) {
+        const int64_t first = at(job, &job->keep_row, row);
+        if (first == last) /* copies have one mask */
+            continue;
+        last = first, count = 0;
+        for (int64_t column = 0; column < job->columns; column += WORD)
+            count += __builtin_popcountll(kept_at(job, first, column));
+    }
+    return all;
 }
 
 /* Calls `work(job, row, place of its first value)` for every row; it returns the place of the next
@@ -181,8 +186,7 @@ static void each_row(struct job *job, work_function *work)
         const int64_t start = rows * thread / threads, stop = rows * (thread + 1) / threads;
         int64_t place = 0;
         if (thread + 1 < threads) /* the others begin after these */
-            for (int64_t row = start; row < stop; row++)
-                counts[thread] += job->keep.size ? count_kept(job, row) : job->columns;
+            counts[thread] = count_kept(job, start, stop);
 #ifdef _OPENMP
 #pragma omp barrier
 #endif

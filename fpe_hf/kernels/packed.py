@@ -10,6 +10,7 @@ import ctypes
 import itertools
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -21,8 +22,11 @@ from ..packing import code_bits, packed_bytes, places, unpack
 from . import native
 from .ordinary import is_ordinary
 
-MOST_TOKENS = 16
+MOST_TOKENS = 64
 """With more tokens, filling in the zeros for an ordinary product is about as fast, or faster."""
+
+CACHED = 1 << 20
+"""Bytes of inputs that stay in a core's cache while the weights pass by."""
 
 MOST_CHILDREN = 16
 """Of a product; filling in knows no limit."""
@@ -239,6 +243,22 @@ class _Job(ctypes.Structure):
     ]
 
 
+@cache
+def _about(rows: Rows) -> tuple[dict[str, Any], int, int]:
+    """What a job says of its rows, and the bytes of their mask and codes."""
+    bits = code_bits(rows.children)
+    about = {
+        "axes": rows.axes,
+        "columns": rows.columns,
+        "children": rows.children,
+        "keep_row": tuple(rows.columns * step for step in rows.keep),
+        "owner_row": tuple(rows.columns * step for step in rows.owner),
+        "code_bits": bits,
+    }
+    keep, owner = (rows.columns * rows.span(steps) for steps in (rows.keep, rows.owner))
+    return about, packed_bytes(keep, 1), packed_bytes(owner, bits) if rows.children > 1 else 0
+
+
 def _run(
     function: str,
     weight: Tensor,
@@ -254,46 +274,42 @@ def _run(
     """
     library = native.library("packed")
     assert library is not None
-    bits = code_bits(rows.children)
-    _check("the packed weights", weight, weight.dtype, weight.numel())
+    about, keep_bytes, owner_bytes = _about(rows)
     if keep is not None:
-        _check("keep", keep, torch.uint8, packed_bytes(rows.span(rows.keep) * rows.columns, 1))
-    if owner is not None:
-        size = packed_bytes(rows.span(rows.owner) * rows.columns, bits)
-        _check("owner", owner, torch.uint8, size)
-    elif rows.children > 1:
-        raise CheckpointError(f"no codes say which of {rows.children} children own the weights.")
+        _check("mask", keep, torch.uint8, keep_bytes)
+    if owner is not None or owner_bytes:
+        _check("codes", owner, torch.uint8, owner_bytes)
+    _check("packed weights", weight, weight.dtype, weight.numel())
     job = _Job(
-        axes=rows.axes,
-        columns=rows.columns,
-        children=rows.children,
-        threads=torch.get_num_threads(),
         values=weight.data_ptr(),
         count=weight.numel(),
         width=weight.element_size(),
         keep=None if keep is None else keep.data_ptr(),
-        keep_bytes=0 if keep is None else keep.numel(),
-        keep_row=tuple(rows.columns * step for step in rows.keep),
+        keep_bytes=0 if keep is None else keep_bytes,
         owner=None if owner is None else owner.data_ptr(),
-        owner_bytes=0 if owner is None else owner.numel(),
-        owner_row=tuple(rows.columns * step for step in rows.owner),
-        code_bits=bits,
+        owner_bytes=owner_bytes,
+        threads=torch.get_num_threads(),
+        **about,
         **more,
     )
     getattr(library, function)(ctypes.byref(job))
     if job.found != weight.numel():
         raise CheckpointError(
-            f"the mask and the codes place {job.found} weights, but there are {weight.numel()}: "
-            "they were changed after loading; load the checkpoint again."
+            f"The mask and the codes place {job.found} weights, but there are {weight.numel()}: "
+            "they were changed after loading. Load the checkpoint again."
         )
 
 
-def _check(name: str, tensor: Tensor, dtype: torch.dtype, count: int) -> None:
-    found = (tensor.device.type, tensor.dtype, tensor.numel(), tensor.is_contiguous())
-    if found != ("cpu", dtype, count, True):
+def _check(name: str, tensor: Tensor | None, dtype: torch.dtype, count: int) -> None:
+    if (
+        tensor is None
+        or (tensor.dtype, tensor.numel()) != (dtype, count)
+        or not (tensor.is_cpu and tensor.is_contiguous())
+    ):
+        found = tensor if tensor is None else (tensor.dtype, tensor.numel(), tensor.device)
         raise CheckpointError(
-            f"{name}: {tensor.numel()} of {tensor.dtype} on {tensor.device}, but {count} of "
-            f"{dtype} side by side on the CPU were expected; load the checkpoint again."
+            f"The {name} must be {count} of {dtype} side by side on the CPU, not {found}. Load the "
+            "checkpoint again."
         )
 
 
@@ -305,7 +321,7 @@ def _move(
     rows: Rows,
     matrix: Tensor,
 ) -> None:
-    _check("the matrix", matrix.view(-1), weight.dtype, math.prod(rows.shape))
+    _check("matrix", matrix, weight.dtype, math.prod(rows.shape))
     steps = [matrix.stride(rows.order.index(axis)) for axis in range(4)]
     more = {"dense": matrix.data_ptr(), "dense_row": tuple(steps[:3]), "dense_child": steps[3]}
     _run(function, weight, keep, owner, rows, **more)
@@ -317,20 +333,30 @@ def _sums(
     tokens, inputs, columns = x.shape
     of_rows = rows.span(rows.inputs)
     own = rows.children > 1 and of_rows == 1 and inputs == rows.children
-    if columns != rows.columns or (inputs != of_rows and not own) or weight.dtype not in _DTYPES:
-        raise ValueError(f"inputs {tuple(x.shape)} of {weight.dtype} do not fit {rows}.")
-    of_children = 1 << (inputs - 1).bit_length() if own else 1
-    missing = (0, -columns % _WORD, 0, of_children - inputs if own else 0)
-    x = functional.pad(x.resolve_neg().float(), missing)
-    x = x.reshape(tokens, of_rows, of_children, -1, _WORD).permute(1, 3, 0, 2, 4).contiguous()
-    shape = (tokens, rows.children, *rows.axes)
-    result = torch.empty(shape, dtype=torch.float32, device=x.device)
-    _check("the inputs", x, torch.float32, x.numel())
-    x_row = tuple(step * x.stride(0) for step in rows.inputs)
-    more = {"x": x.data_ptr(), "x_row": x_row, "sums": result.data_ptr()}
-    more |= {"tokens": tokens, "own": int(own)}
-    _run("fpe_packed_sums", weight.contiguous(), keep, owner, rows, **more)
-    return result
+    fits = columns == rows.columns and (own or inputs == of_rows) and weight.dtype in _DTYPES
+    if not fits or not 0 < rows.children <= MOST_CHILDREN:
+        raise ValueError(f"inputs {tuple(x.shape)} and weights of {weight.dtype} do not fit {rows}")
+    at_once = 4 if rows.children <= 4 else 2  # or fewer, but then a divisor
+    most = max(1, CACHED // (4 * inputs * columns * at_once)) * at_once
+    if tokens > most:
+        return torch.cat([_sums(some, weight, keep, owner, rows) for some in x.split(most)])
+    missing = (
+        *(0, -columns % _WORD),
+        *(0, (1 << (inputs - 1).bit_length()) - inputs if own else 0),
+        *(0, -tokens % at_once if tokens > 1 else 0),
+    )
+    x = x.resolve_neg().float()
+    x = functional.pad(x, missing) if any(missing) else x
+    x = x.reshape(len(x), of_rows, -1, x.shape[2] // _WORD, _WORD).permute(1, 3, 0, 2, 4)
+    x = x.contiguous()
+    result = torch.empty(
+        (x.shape[2], rows.children, *rows.axes), dtype=torch.float32, device=x.device
+    )
+    if tokens:
+        more = {"x": x.data_ptr(), "tokens": x.shape[2], "own": own, "sums": result.data_ptr()}
+        x_row = tuple(step * x.stride(0) for step in rows.inputs)
+        _run("fpe_packed_sums", weight.contiguous(), keep, owner, rows, x_row=x_row, **more)
+    return result[:tokens]
 
 
 def _compiled_sums(

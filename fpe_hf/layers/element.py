@@ -141,17 +141,19 @@ class ElementUp(UpLayer):
     def _project_packed(self, x: Tensor, rows: Rows) -> Tensor:
         spec = self.spec
         owner = self.owner if rows.children > 1 else None
-        z = sums(x.reshape(-1, 1, rows.columns), self.weight, self.keep, owner, rows).squeeze(3)
+        z = sums(x.reshape(-1, 1, rows.columns), self.weight, self.keep, owner, rows)
         coupling = self.couplings()
         if rows.children == 1:
-            z = z.expand(-1, spec.alpha, -1, -1)
+            z = z.expand(-1, spec.alpha, -1, -1, -1)
         elif isinstance(coupling, Tensor) or coupling:
+            if isinstance(coupling, Tensor):
+                coupling = coupling.unsqueeze(1)
             z = (1 - coupling) * z + coupling * z.sum(1, keepdim=True)
-        by_source = z.permute(2, 1, 3, 0).flatten(1, 2)  # [sources, hidden, tokens]
-        result = self.merge_sources(by_source).t()
-        bias = self.dense_bias()
-        result = result if bias is None else result + bias
-        return result.to(output_dtype(x)).contiguous().view(*x.shape[:-1], self.out_features)
+        if self.bias is not None:
+            children = spec.alpha if spec.bias == "child" else 1
+            z = z + self.bias.view(-1, children, 1, spec.parents).transpose(0, 1)
+        z = z.permute(0, *((2, 3, 4, 1)[axis] for axis in rows.order))
+        return z.reshape(*x.shape[:-1], self.out_features).to(output_dtype(x))
 
     def _by_expert(self, matrix: Tensor) -> Tensor:
         """`[experts, ..., ..., ..., inputs]` -> `[experts, rows, inputs]`, or of the only one."""

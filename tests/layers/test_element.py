@@ -8,9 +8,8 @@ from torch import Tensor
 
 from fpe_hf import splits
 from fpe_hf.errors import CheckpointError
-from fpe_hf.kernels.gpu_shapes import ElementShape
 from fpe_hf.layers import ElementDown, ElementUp, FPELayer
-from fpe_hf.layers.element import check_keep, check_packed, fill
+from fpe_hf.layers.element import check_keep, check_packed
 from fpe_hf.packing import pack, unpack
 from planning.cases import Case, cases, make_case
 
@@ -110,15 +109,6 @@ def test_check_keep_counts_large_masks() -> None:
         check_keep("x", pack(mask, 1), 100_003, 100_002)
 
 
-@given(st.lists(st.booleans(), min_size=12, max_size=12))
-def test_fill_puts_the_weights_where_the_mask_says(keep: list[bool]) -> None:
-    mask = torch.tensor(keep).view(3, 4)
-    weight = torch.arange(1.0, 1 + int(mask.sum()))
-    matrix = fill(weight, mask, (3, 4))
-    assert torch.equal(matrix[mask], weight)
-    assert not matrix[~mask].any()
-
-
 def test_masks_cost_one_bit_per_entry() -> None:
     up, down = make_case(d=7, h=5, o=6).layers()
     assert isinstance(up, ElementUp)
@@ -127,26 +117,3 @@ def test_masks_cost_one_bit_per_entry() -> None:
     assert down.keep is not None
     assert (len(up.keep), len(down.keep)) == (5, 4)  # 35 and 30 entries
     assert int(unpack(up.keep, 1, 35).sum()) == up.weight.numel()
-
-
-def test_row_starts_follow_a_mask_that_is_loaded() -> None:
-    """Masks of the same plan may differ: the parents' weights did."""
-    layer, other = (
-        make_case(d=16, h=6, o=16, layout="element", weights=weights).layers()[0]
-        for weights in (0, 1)
-    )
-    assert isinstance(layer, ElementUp)
-    assert isinstance(other, ElementUp)
-    shape = ElementShape.of_up(layer.spec, layer.bits)
-    before, expected = layer.row_starts(shape), other.row_starts(shape)
-    assert before is layer.row_starts(shape)
-    assert before is not None
-    assert expected is not None
-    assert not torch.equal(before, expected)
-    assert layer.keep is not None
-    assert other.keep is not None
-    layer.keep.copy_(other.keep)
-    layer.load_state_dict(layer.state_dict())
-    found = layer.row_starts(shape)
-    assert found is not None
-    assert torch.equal(found, expected)
