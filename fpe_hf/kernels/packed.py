@@ -140,15 +140,18 @@ def fill(weight: Tensor, keep: Tensor | None, owner: Tensor | None, rows: Rows) 
     if _in_c(weight, keep, owner):
         filled: Tensor = _Fill.apply(weight, keep, owner, rows)  # type: ignore[no-untyped-call]
         return filled
-    matrix = weight
+    matrix, zero = weight, weight.new_zeros(())
     if keep is not None:
         there = rows.spread(keep, 1, rows.keep).bool()
-        matrix = weight.new_zeros(there.shape).masked_scatter(there, weight)
+        # Not masked_scatter: its derivative has none.
+        number = (there.flatten().cumsum(0, dtype=torch.int32) - 1).clamp(0, weight.numel())
+        matrix = functional.pad(weight, (0, 1)).index_select(0, number).view(there.shape)
+        matrix = torch.where(there, matrix, zero)
     matrix = matrix.view(*rows.axes, 1, rows.columns)
     if owner is not None:
         child = torch.arange(rows.children, dtype=torch.uint8, device=owner.device)[:, None]
         owned = rows.spread(owner, code_bits(rows.children), rows.owner).unsqueeze(3) == child
-        matrix = torch.where(owned, matrix, matrix.new_zeros(()))
+        matrix = torch.where(owned, matrix, zero)
     return matrix.permute(*rows.order, 4)
 
 
@@ -347,7 +350,9 @@ def _sums(
     )
     x = x.resolve_neg().float()
     x = functional.pad(x, missing) if any(missing) else x
-    x = x.reshape(len(x), of_rows, -1, x.shape[2] // _WORD, _WORD).permute(1, 3, 0, 2, 4)
+    x = x.reshape(len(x), of_rows, x.shape[1] // of_rows, x.shape[2] // _WORD, _WORD).permute(
+        1, 3, 0, 2, 4
+    )
     x = x.contiguous()
     result = torch.empty(
         (x.shape[2], rows.children, *rows.axes), dtype=torch.float32, device=x.device

@@ -140,7 +140,7 @@ def jobs(most_children: int = 16) -> st.SearchStrategy[Job]:
         ),
         shared=st.integers(0, 3),
         density=st.sampled_from([None, 0.0, 0.1, 0.6, 1.0]),
-        tokens=st.integers(1, 9),
+        tokens=st.integers(0, 9),
         half=st.booleans(),
         order=st.permutations(range(4)).map(tuple),
         seed=st.integers(0, 99),
