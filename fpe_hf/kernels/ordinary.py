@@ -11,8 +11,8 @@ def is_ordinary(*tensors: Tensor | None) -> bool:
     """Whether tensors are what memory holds, and their program is run rather than traced.
 
     Not so for fake, distributed and other special tensors, within `torch.compile`, `torch.export`,
-    `torch.jit.trace`, transforms of `torch.func`, batched gradients, forward-mode differentiation and
-    under a dispatch mode.
+    `torch.jit.trace`, transforms of `torch.func`, batched gradients, forward-mode differentiation
+    and under a dispatch mode.
     """
     return (
         not torch.compiler.is_compiling()

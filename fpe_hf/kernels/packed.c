@@ -353,6 +353,55 @@ void fpe_packed_sums(struct job *job)
     each_row(job, rows[job->width == 4][job->own][size]);
 }
 
+INLINE void store_values(char *to, lane_bits values, int64_t count, const int width)
+{
+    const lane_halves halves = __builtin_convertvector(values >> 16, lane_halves);
+    const void *from = width == 2 ? (const void *)&halves : (const void *)&values;
+    if (count >= LANES)
+        memcpy(to, from, LANES * width);
+    else
+        memcpy(to, from, (size_t)(count * width));
+}
+
+/* Writes a row of the matrix, zeros included. */
+INLINE int64_t fill_row(
+    const struct job *job, int64_t row, int64_t place, const int width, const int bits)
+{
+    const int64_t first = at(job, &job->keep_row, row);
+    const int64_t first_code = at(job, &job->owner_row, row);
+    char *dense = (char *)job->dense + at(job, &job->dense_row, row) * width;
+    char few_values[WORD * 4], few_codes[WORD / 2];
+    lane_bits wrong = {0};
+    for (int64_t column = 0; column < job->columns; column += WORD) {
+        const uint64_t kept = kept_at(job, first, column);
+        const char *values = next_values(job, place, width, few_values), *codes = NULL;
+        if (bits)
+            codes = next_codes(&job->owner, first_code + column, bits, few_codes);
+        UNROLL
+        for (int chunk = 0; chunk < WORD / LANES; chunk++) {
+            const int64_t start = column + chunk * LANES;
+            if (start >= job->columns)
+                break;
+            const uint32_t there = kept >> chunk * LANES & ALL_LANES;
+            const lane_bits value = (lane_bits)expand(load_values(values, width), there);
+            lane_bits owner = {0};
+            values += __builtin_popcount(there) * width;
+            if (bits)
+                owner = load_codes(codes, chunk, bits);
+            for (uint32_t c = 0; c < (uint32_t)job->children; c++)
+                store_values(
+                    dense + (c * job->dense_child + start) * width,
+                    value & (lane_bits)(owner == c), job->columns - start, width);
+            wrong |= (lane_bits)(owner >= (uint32_t)job->children);
+        }
+        place += __builtin_popcountll(kept);
+    }
+    for (int lane = 0; lane < LANES; lane++)
+        if (wrong[lane])
+            return place - 1; /* so that fewer are found than there are */
+    return place;
+}
+
 /* Moves the values of a row into the matrix (`fill`), whose other entries become zero, or out of
  * it. */
 INLINE int64_t move_row(
@@ -392,11 +441,30 @@ MOVES(2)
 MOVES(4)
 MOVES(8)
 
-static work_function *const moves[2][3] = {
-    {move_0_2, move_0_4, move_0_8}, {move_1_2, move_1_4, move_1_8}};
+#define FILL(width, bits)                                                                          \
+    static int64_t fill_##width##_##bits(const struct job *job, int64_t row, int64_t place)        \
+    {                                                                                              \
+        return fill_row(job, row, place, width, bits);                                             \
+    }
+#define FILLS(width) FILL(width, 0) FILL(width, 1) FILL(width, 2) FILL(width, 4)
+FILLS(2)
+FILLS(4)
 
 /* Writes the whole matrix. */
-void fpe_packed_fill(struct job *job) { each_row(job, moves[1][job->width / 4]); }
+void fpe_packed_fill(struct job *job)
+{
+    static work_function *const rows[3][5] = {
+        {fill_2_0, fill_2_1, fill_2_2, move_1_2, fill_2_4},
+        {fill_4_0, fill_4_1, fill_4_2, move_1_4, fill_4_4},
+        {move_1_8, move_1_8, move_1_8, move_1_8, move_1_8}};
+    work_function *const other[3] = {move_1_2, move_1_4, move_1_8};
+    const int64_t bits = job->owner.size ? job->code_bits : 0;
+    each_row(job, bits > 4 ? other[job->width / 4] : rows[job->width / 4][bits]);
+}
 
 /* Reads the values out of the matrix. */
-void fpe_packed_take(struct job *job) { each_row(job, moves[0][job->width / 4]); }
+void fpe_packed_take(struct job *job)
+{
+    static work_function *const rows[3] = {move_0_2, move_0_4, move_0_8};
+    each_row(job, rows[job->width / 4]);
+}
