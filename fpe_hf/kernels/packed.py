@@ -22,7 +22,7 @@ from ..packing import code_bits, packed_bytes, places, unpack
 from . import native
 from .ordinary import is_ordinary
 
-MOST_TOKENS = 64
+MOST_TOKENS = 32
 """With more tokens, filling in the zeros for an ordinary product is about as fast, or faster."""
 
 CACHED = 1 << 20

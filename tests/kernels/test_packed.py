@@ -228,7 +228,7 @@ def assert_moves(job: Job, dtype: torch.dtype) -> None:
 
 
 @settings(max_examples=60)
-@given(shapes(), st.integers(1, 40), st.integers(0, 99))
+@given(shapes(), st.integers(1, MOST_TOKENS), st.integers(0, 99))
 @torch.no_grad()
 def test_it_equals_the_dense_matrix(shape: dict[str, Any], tokens: int, seed: int) -> None:
     torch.manual_seed(seed)
