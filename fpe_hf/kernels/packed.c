@@ -70,6 +70,19 @@ INLINE lanes expand(lanes values, uint32_t there)
 #endif
 }
 
+/* The next halves as upper halves of floats, which is what bfloat16 is. */
+INLINE lanes widened(const char *values)
+{
+#ifdef __AVX512F__ /* GCC 12 makes six instructions of the other way */
+    const __m256i halves = _mm256_loadu_si256((const __m256i *)values);
+    return (lanes)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+#else
+    lane_halves halves;
+    memcpy(&halves, values, sizeof halves);
+    return (lanes)(__builtin_convertvector(halves, lane_bits) << 16);
+#endif
+}
+
 /* sum + value * x in the lanes whose code is `child`. */
 INLINE lanes add_owned(lanes sum, lanes value, lanes x, lane_bits codes, uint32_t child)
 {
@@ -231,11 +244,8 @@ INLINE const char *next_codes(const struct bits *owner, int64_t entry, const int
 
 INLINE lanes load_values(const char *values, const int width)
 {
-    if (width == 2) { /* the upper half of a float */
-        lane_halves halves;
-        memcpy(&halves, values, sizeof halves);
-        return (lanes)(__builtin_convertvector(halves, lane_bits) << 16);
-    }
+    if (width == 2)
+        return widened(values);
     lanes loaded;
     memcpy(&loaded, values, sizeof loaded);
     return loaded;
