@@ -408,7 +408,7 @@ INLINE int64_t fill_row(
     }
     for (int lane = 0; lane < LANES; lane++)
         if (wrong[lane])
-            return place - 1; /* so that fewer are found than there are */
+            return place + job->count + 1; /* so that more are found than there are */
     return place;
 }
 
@@ -432,7 +432,7 @@ INLINE int64_t move_row(
             if (job->owner.size)
                 child = job->owner.bytes[code * bits >> 3] >> (code * bits & 7) & ((1 << bits) - 1);
             if (child >= job->children)
-                return place; /* so that fewer are found than there are */
+                return place + job->count + 1; /* so that more are found than there are */
             char *one = dense + (child * job->dense_child + entry) * width;
             memcpy(fill ? one : values + place * width, fill ? values + place * width : one, width);
         }

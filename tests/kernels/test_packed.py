@@ -356,6 +356,12 @@ def test_what_does_not_fit_is_refused(how: str) -> None:
             sums(inputs(FULL), weight, keep, owner, FULL.rows)
 
 
+def test_a_child_too_many_in_rows_that_keep_nothing_is_refused() -> None:
+    weight, keep, owner = damaged()["a child too many"]
+    with pytest.raises(CheckpointError):
+        packed._Fill.apply(weight[:0], torch.zeros_like(keep), owner, FULL.rows)
+
+
 @pytest.mark.parametrize(
     ("x", "weight"),
     [
