@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import fpe_hf
+from fpe_hf.errors import FusingError
 from fpe_hf.fusing import unfused, whole
 from fpe_hf.kernels import dispatch
 from fpe_hf.kernels.fused import fused
@@ -437,6 +438,21 @@ def test_what_lies_between_is_never_assumed(way: str, training: bool) -> None:
         expected = model(x), model.seen
     for own in found:
         torch.testing.assert_close(own, expected)
+
+
+@pytest.mark.parametrize("way", ["changed", "dropped"])
+def test_a_module_that_changes_after_its_first_run_is_noticed(way: str) -> None:
+    model, x = Pair(), torch.randn(3, 4, 16)
+    fpe_hf.widen(model, layout="block", example_inputs=(x,))
+    model.train()(x)
+    model.way = way
+    with pytest.raises(FusingError, match="'down' no longer reads"):
+        model(x)
+    torch.manual_seed(0)
+    found = model(x)
+    torch.manual_seed(0)
+    with unfused():
+        torch.testing.assert_close(found, model(x))
 
 
 def test_parts_can_be_called_by_themselves() -> None:
