@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 import fpe_hf
 from fpe_hf.config import AUTO, LAYOUTS
+from fpe_hf.modules import fpe_layers
 
-from .blocks import Shape
-from .floor import Floor
 from .masked import mask
+from .results import TRAIN
 from .sparse import SparseBlock
 from .timing import Call
 
-DENSE, FLOOR = "dense", "floor"
-RIVALS = ("masked", "premasked", "csr", "bsr")
+DENSE = "dense"
+RIVALS = ("masked", "csr")
 
 WAYS: Mapping[str, Mapping[str, Any]] = {
-    "replicate": {"fan_out": "replicate"},
     "partition": {"fan_out": "partition"},
+    "replicate": {"fan_out": "replicate"},
     "exact": {"fan_out": "partition", "coupling": 1.0},
 }
 """How outgoing weights are divided and children coupled."""
@@ -35,10 +35,10 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to run a widened block or model.
+    """One way to compute a widened block or model.
 
     Attributes:
-        kind: `dense`, `floor`, one of `RIVALS`, or a layout of `FPEConfig`.
+        kind: `dense`, one of `RIVALS`, or a layout of `FPEConfig`.
         tiles: Tiles of a block, for the layout `block`.
         way: A key of `WAYS`, for the layouts.
     """
@@ -58,48 +58,29 @@ class Contender:
         """Whether it is a layout of fpe_hf."""
         return bool(self.way)
 
-    def runs(self, mode: str) -> bool:
-        """Whether it makes sense in a mode: zeros that are filled in once would be trained."""
-        return mode == "forward" or self.kind != "premasked"
-
     def fields(self, alpha: int, hidden: int) -> dict[str, Any]:
-        """Fields of `FPEConfig`.
+        """Fields of `FPEConfig`. The naive ways run what `element replicate` computes.
 
         Args:
             alpha: Children per parent.
             hidden: Hidden neurons of the dense parent.
         """
+        if not self.ours:
+            return Contender("element", way="replicate").fields(alpha, hidden)
         fields: dict[str, Any] = {"alpha": alpha, "layout": self.kind, **WAYS[self.way]}
         if self.tiles > 1:
             fields["tile_size"] = -(-hidden // self.tiles)
         return fields
 
-    def step_bytes(self, shape: Shape, alpha: int, dtype: torch.dtype) -> int:
-        """Bytes of weights, gradients and their copies in a training step, about.
+    def bytes(self, weights: int, alpha: int) -> int:
+        """The most bytes that building it, checking it and a training step take, about.
 
         Args:
-            shape: Widths of the dense parent.
+            weights: Bytes of the dense parent's weights.
             alpha: Children per parent.
-            dtype: Of the weights.
         """
-        wide_copies = {"masked": 5, "premasked": 2, "csr": 2, "bsr": 1, "element": 2}
-        return shape.weights * dtype.itemsize * (2 + alpha * wide_copies.get(self.kind, 0))
-
-    def build_bytes(self, shape: Shape, alpha: int, dtype: torch.dtype) -> int:
-        """The most bytes that are needed to build and check it, about. Arguments as above."""
-        if self.kind in (DENSE, FLOOR):
-            return self.step_bytes(shape, alpha, dtype)
-        wide = alpha * shape.weights * dtype.itemsize
-        return 2 * wide + self.step_bytes(shape, alpha, dtype)  # its dense form is there, too
-
-
-# The stand-ins for ours in the naive ways: those whose dense form they run.
-_REFERENCE = {
-    "masked": Contender("element", way="replicate"),
-    "premasked": Contender("element", way="replicate"),
-    "csr": Contender("element", way="replicate"),
-    "bsr": Contender("block", tiles=1, way="partition"),
-}
+        wide = {"masked": 5, "csr": 3, "element": 2}.get(self.kind, 0)
+        return weights * (3 + alpha * (2 + wide))  # its dense form is there, too
 
 
 def contenders(
@@ -135,39 +116,25 @@ def widened(parent: nn.Module, fields: Mapping[str, Any], example: Any = None) -
 
 
 def build(
-    contender: Contender, parent: nn.Module, shape: Shape, alpha: int, example: Tensor
-) -> nn.Module:
-    """The module of a contender, checked against its dense form.
+    contender: Contender, parent: nn.Module, alpha: int, hidden: int, example: Tensor | None
+) -> tuple[nn.Module, nn.Module]:
+    """The module of a contender, and its dense form.
 
     Args:
         contender: Which.
-        parent: The dense block.
-        shape: Its widths.
+        parent: The dense block or model.
         alpha: Children per parent.
-        example: A few tokens `[1, tokens, inputs]`.
-
-    Raises:
-        WrongResult: Outputs or gradients differ from those of the dense form.
+        hidden: Hidden neurons of the dense parent.
+        example: Example inputs, for a model that is not of transformers.
     """
-    if contender.kind == DENSE:
-        return parent
-    if contender.kind == FLOOR:
-        return Floor(parent, alpha)
-    source = _REFERENCE.get(contender.kind, contender)
-    ours = widened(parent, source.fields(alpha, shape.hidden), example)
+    ours = widened(parent, contender.fields(alpha, hidden), example)
     dense = fpe_hf.to_dense(ours)
     if contender.ours:
-        module = ours
-    elif contender.kind == "premasked":
-        module = copy.deepcopy(dense)
-    elif contender.kind == "masked":
-        names = [name for name, part in dense.named_modules() if isinstance(part, nn.Linear)]
-        module = mask(dense, names)
-    else:
-        layout = torch.sparse_csr if contender.kind == "csr" else torch.sparse_bsr
-        module = SparseBlock(dense, alpha, layout)
-    check(contender.name, module, dense, example)
-    return module
+        return ours, dense
+    if contender.kind == "csr":
+        return SparseBlock(dense), dense
+    wider = {name for name, _ in fpe_layers(ours)}
+    return mask(dense, wider), dense
 
 
 def block_call(module: nn.Module, x: Tensor, mode: str) -> Call:
@@ -176,13 +143,17 @@ def block_call(module: nn.Module, x: Tensor, mode: str) -> Call:
     Args:
         module: The block.
         x: Its input.
-        mode: `"forward"` or `"train"`.
-    """
-    if mode == "forward":
+        mode: `FORWARD` or `TRAIN`.
 
-        def forward() -> None:
+    Returns:
+        A function that returns the outputs, or the gradient of the inputs.
+    """
+    if mode != TRAIN:
+
+        def forward() -> Tensor:
             with torch.no_grad():
-                module(x)
+                y: Tensor = module(x)
+            return y
 
         return forward
 
@@ -190,47 +161,49 @@ def block_call(module: nn.Module, x: Tensor, mode: str) -> Call:
     leaves = [x, *(p for p in module.parameters() if p.requires_grad)]
     grad = torch.ones_like(x)
 
-    def train() -> None:
+    def train() -> Tensor | None:
         for leaf in leaves:
             leaf.grad = None
         module(x).backward(grad)
+        return x.grad
 
     return train
 
 
-def check(name: str, module: nn.Module, dense: nn.Module, example: Tensor) -> None:
-    """Compares a module with its dense form: outputs, and gradients of the inputs where there are.
+def check(name: str, what: str, found: Tensor, expected: Tensor) -> None:
+    """Compares results.
 
     Args:
-        name: For the message.
-        module: What is measured.
-        dense: A stock module with the same outputs.
-        example: Inputs.
+        name: Of the contender, for the message.
+        what: What they are, in words.
+        found: What it computed.
+        expected: What it should have.
 
     Raises:
         WrongResult: They differ by more than rounding.
     """
-    expected, expected_grad = _run(dense, example)
+    error = float((found - expected).abs().max().float() / expected.abs().max().float())
+    if not error <= TOLERANCE[expected.dtype]:  # NaN is wrong, too
+        raise WrongResult(f"{name}: {what} differ by {error:.2g} of the largest.")
+
+
+def check_block(contender: Contender, module: nn.Module, dense: nn.Module, x: Tensor) -> None:
+    """Compares a block with its dense form: outputs, and gradients of inputs where there are any.
+
+    Args:
+        contender: What it is.
+        module: The block.
+        dense: A stock module with the same outputs.
+        x: Inputs.
+
+    Raises:
+        WrongResult: They differ by more than rounding.
+    """
+    check(contender.name, "outputs", block_call(module, x, "")(), block_call(dense, x, "")())
     try:
-        found, found_grad = _run(module, example)
+        gradient = block_call(module, x, TRAIN)()
     except (RuntimeError, NotImplementedError):
-        try:  # there may be no backward
-            with torch.no_grad():
-                found, found_grad = module(example), expected_grad
-        except (RuntimeError, NotImplementedError):
-            return  # nothing to time, either
-    for what, ours, reference in (
-        ("outputs", found, expected),
-        ("gradients", found_grad, expected_grad),
-    ):
-        scale = reference.abs().max().float()
-        error = float((ours - reference).abs().max().float() / scale)
-        if not error <= TOLERANCE[example.dtype]:  # NaN is wrong, too
-            raise WrongResult(f"{name}: {what} differ from the dense form's by {error:.2g}.")
-
-
-def _run(module: nn.Module, example: Tensor) -> tuple[Tensor, Tensor]:
-    x = example.detach().clone().requires_grad_()
-    y = module(x)
-    (grad,) = torch.autograd.grad(y, x, torch.ones_like(y))
-    return y.detach(), grad
+        return  # a note in the table will say so
+    finally:
+        module.zero_grad(set_to_none=True)
+    check(contender.name, "gradients", gradient, block_call(dense, x, TRAIN)())

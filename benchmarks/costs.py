@@ -7,30 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .blocks import PLAIN, SHAPES
-from .cases import Preset
-from .results import Results, Row, write
+from fpe_hf.files import write_whole
+
+from .blocks import SHAPES
+from .results import FORWARD, TRAIN, Results, Row
 
 WIDTHS = {shape.name: shape.inputs for shape in SHAPES}
-
-
-def costs_preset(dtypes: tuple[str, ...], modes: tuple[str, ...], budget: float) -> Preset:
-    """What the table needs: both layouts with a replicated fan-out, at the plain widths.
-
-    Args:
-        dtypes: Keys of `DTYPES`.
-        modes: `forward`, `train`.
-        budget: Seconds per case.
-    """
-    return Preset(
-        shapes=PLAIN,
-        dtypes=dtypes,
-        modes=modes,
-        layouts=("element", "block"),
-        ways=("replicate",),
-        rivals=(),
-        budget=budget,
-    )
 
 
 def write_costs(results: Results, path: Path) -> None:
@@ -41,12 +23,13 @@ def write_costs(results: Results, path: Path) -> None:
         path: Where.
     """
     place = results.environment
-    name = place["gpu"] or f"{place['processor']}, {place['threads']} thread(s)"
+    threads = max(row.threads for row in results.rows)
+    name = place.get("gpu") or f"{place['processor']}, {threads} thread(s)"
     head: dict[str, Any] = {"device": place["device"], "measured_on": name}
     head |= {name: place[name] for name in ("torch", "fpe_hf", "date")}
     lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in cost_rows(results.rows))
     opening = json.dumps(head, separators=(",", ":")).removesuffix("}")
-    write(path, f'{opening},"rows":[\n{lines}\n]}}\n')
+    write_whole(path, f'{opening},"rows":[\n{lines}\n]}}\n')
 
 
 def cost_rows(rows: Iterable[Row]) -> list[dict[str, Any]]:
@@ -70,5 +53,5 @@ def cost_rows(rows: Iterable[Row]) -> list[dict[str, Any]]:
             "ratio": round(row.ratio, 3),
         }
         for row in rows
-        if row.layout in ("element", "block") and row.ratio is not None
+        if row.layout in ("element", "block") and row.mode in (FORWARD, TRAIN) and row.ratio
     ]

@@ -16,22 +16,25 @@ import transformers
 import fpe_hf
 
 
-def environment(device: torch.device, *, cpu_time: bool = False) -> dict[str, Any]:
-    """Processor, accelerator, threads, clock, versions and date, as JSON values.
+def environment(device: torch.device) -> dict[str, Any]:
+    """Processor, accelerator, versions and date, as JSON values.
 
     Args:
         device: What is measured.
-        cpu_time: Whether times are processor times.
     """
+    gpu: dict[str, Any] = {}
+    if device.type == "cuda":
+        about = torch.cuda.get_device_properties(device)
+        gpu["gpu"] = about.name
+        gpu["compute capability"] = f"{about.major}.{about.minor}"
+        gpu["GiB of GPU memory"] = round(about.total_memory / 2**30)
+        gpu["cuda"] = torch.version.cuda
     return {
         "device": device.type,
         "processor": processor_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "clock": "processor time" if cpu_time else "wall clock",
+        "cores": cores(),
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "cuda": torch.version.cuda,
+        **gpu,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -41,11 +44,20 @@ def environment(device: torch.device, *, cpu_time: bool = False) -> dict[str, An
     }
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def processor_name() -> str:
-    """The processor's model name."""
+    """The processor's model name; where that says little, its family and model, too."""
     info = Path("/proc/cpuinfo")
-    match = re.search(r"^model name\s*: (.*)$", info.read_text(), re.M) if info.exists() else None
-    return match[1].strip() if match else platform.processor() or platform.machine()
+    text = info.read_text() if info.exists() else ""
+    found = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", text, re.M))
+    if "model name" not in found:
+        return platform.processor() or platform.machine()
+    numbers = (f"{key} {found[key]}" for key in ("cpu family", "model") if key in found)
+    return f"{found['model name'].strip()} ({', '.join(numbers)})"
 
 
 def available_bytes(device: torch.device) -> int:

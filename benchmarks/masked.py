@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 
 class MaskedLinear(nn.Module):
-    """A linear module that multiplies its weight by a mask in every forward pass, as training with
-    `torch.nn.utils.prune` does.
+    """A linear module with zeros filled in. In training it multiplies its weight by a mask in every
+    pass, as `torch.nn.utils.prune` does; without gradients that is not needed.
 
     Args:
         dense: The module, zeros filled in; its non-zeros are the mask.
@@ -24,17 +25,20 @@ class MaskedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` -> `[..., out]`."""
-        return functional.linear(x, self.weight * self.mask, self.bias)
+        weight = self.weight * self.mask if torch.is_grad_enabled() else self.weight
+        return functional.linear(x, weight, self.bias)
 
 
-def mask(dense: nn.Module, names: list[str]) -> nn.Module:
+def mask(dense: nn.Module, zeros: set[str]) -> nn.Module:
     """A copy of a model with masks on some of its linear modules.
 
     Args:
         dense: The model, zeros filled in.
-        names: Dotted names of the modules.
+        zeros: Dotted names of the modules.
     """
     masked = copy.deepcopy(dense)
-    for name in names:
-        masked.set_submodule(name, MaskedLinear(masked.get_submodule(name)))  # type: ignore[arg-type]
+    for name in zeros:
+        module = masked.get_submodule(name)
+        if isinstance(module, nn.Linear):  # GPT-2 has others, which keep their zeros filled in
+            masked.set_submodule(name, MaskedLinear(module))
     return masked

@@ -1,268 +1,226 @@
-"""Runs a preset: group after group of blocks, then whole models."""
+"""Runs presets, group after group: builds the contenders, checks them, times them side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from fpe_hf import FPEError
 
 from .blocks import make_parent, make_tokens
-from .cases import DTYPES, TRAIN, Group, Preset
-from .contenders import DENSE, FLOOR, Contender, WrongResult, block_call, build
-from .counting import empty_memory, memory_rows
-from .environment import available_bytes
-from .models import NotAtHand, Workload, build_model, make_workload, model_call
-from .results import BLOCK, MODEL, Results, Row
-from .timing import UNSUPPORTED, Call, clock, in_short, interleave
+from .cases import DTYPES, EXAMPLE, Group, Preset
+from .contenders import DENSE, Contender, WrongResult, block_call, build, check, check_block
+from .environment import available_bytes, cores
+from .memory import memory_of
+from .models import NotAtHand, hidden, make_inputs, make_model, model_call
+from .results import CHECK, MEMORY, Case, Results, Row
+from .running import prepared
+from .timing import UNSUPPORTED, Call, Purse, clock, in_short, interleave
 
-BASES = (Contender(DENSE), Contender(FLOOR))
-EXAMPLE = 5
-"""Tokens with which contenders are checked."""
+BASE = Contender(DENSE)
+_FAILURES = (*UNSUPPORTED, FPEError, WrongResult, NotAtHand)
 
-_SHARE = 0.5
-"""Of the free memory, for the contenders that are timed together."""
-
-_NOT_BUILT = (*UNSUPPORTED, FPEError, WrongResult)
+Modules = dict[Contender, nn.Module]
+Notes = dict[Contender, str]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how to measure.
+    """Where to measure.
 
     Attributes:
         device: Where.
-        cpu_time: On a CPU, count processor time instead of time.
-        peak: On a CPU, measure the peak of resident memory, in a fresh process per contender.
+        threads: Numbers of threads of a CPU; `(0,)` on a GPU.
     """
 
     device: torch.device
-    cpu_time: bool = False
-    peak: bool = False
+    threads: tuple[int, ...]
 
 
-def measure(preset: Preset, setting: Setting, results: Results) -> None:
-    """Measures what the results do not hold yet.
+def measure(presets: Sequence[Preset], setting: Setting, results: Results, budget: float) -> None:
+    """Measures what the results do not hold yet, while there is time.
 
     Args:
-        preset: What.
-        setting: Where and how.
+        presets: What, the most important first.
+        setting: Where.
         results: Takes the rows, case by case.
+        budget: Seconds, about.
     """
-    groups, models = list(preset.groups()), preset.models
-    with tqdm(total=len(groups) + len(models) * len(preset.alphas), smoothing=0) as bar:
-        for group in groups:
-            bar.set_description(f"{group.shape.name} alpha {group.alpha} {group.dtype}")
-            measure_group(group, preset, setting, results)
-            bar.update()
-        for name in models:
-            for alpha in preset.alphas:
-                bar.set_description(f"{name} alpha {alpha}")
-                measure_model(name, alpha, preset, setting, results)
-                bar.update()
+    known, jobs = results.known, []
+    for preset in presets:
+        for group in preset.groups():
+            wanted = [BASE, *preset.contenders(group)]
+            cases = [
+                case
+                for case in preset.cases(group, setting.device.type, setting.threads)
+                if any(_row(case, contender).key not in known for contender in wanted)
+            ]
+            if cases:
+                jobs.append((group, wanted, cases))
+    purse = Purse(budget, sum(len(cases) for _, _, cases in jobs))
+    results.left = []
+    with tqdm(jobs, smoothing=0) as bar:
+        for group, wanted, cases in bar:
+            bar.set_description(f"{group.name} alpha {group.alpha} {group.dtype}")
+            _measure_group(group, wanted, cases, setting, results, purse)
+    results.save()
 
 
-def measure_group(group: Group, preset: Preset, setting: Setting, results: Results) -> None:
-    """Measures blocks that share their weights.
-
-    Args:
-        group: Which.
-        preset: Tokens, modes and contenders.
-        setting: Where and how.
-        results: Takes the rows.
-    """
-    dtype, known = DTYPES[group.dtype], results.known
-    wanted = [
-        contender
-        for contender in preset.contenders()
-        if any(
-            _block_row(group, contender, tokens, mode).key not in known
-            for tokens, mode in preset.cases()
-            if contender.runs(mode)
-        )
-        or any(
-            empty_memory(group, contender, tokens).key not in known
-            for tokens in preset.memory
-            if contender.runs(TRAIN)
-        )
-    ]
-    sizes = [c.step_bytes(group.shape, group.alpha, dtype) for c in wanted]
-    for heat in heats(sizes, int(_SHARE * available_bytes(setting.device))):
-        _block_heat([wanted[i] for i in heat], group, preset, setting, results)
-
-
-def _block_heat(
-    wanted: list[Contender],
+def _measure_group(
     group: Group,
-    preset: Preset,
+    wanted: list[Contender],
+    cases: list[Case],
     setting: Setting,
     results: Results,
+    purse: Purse,
 ) -> None:
-    device, dtype, known = setting.device, DTYPES[group.dtype], results.known
-    modules, notes = _build_all(wanted, group, device)
-    for tokens, mode in preset.cases():
-        x = make_tokens(group.shape, tokens, dtype, device)
-        calls = {c: block_call(own, x, mode) for c, own in modules.items() if c.runs(mode)}
-        empty = {c: _block_row(group, c, tokens, mode) for c in (*calls, *notes)}
-        if any(row.key not in known for row in empty.values()):
-            results.add(timed(empty, calls, notes, setting, preset.budget))
-    trained = {c: own for c, own in modules.items() if c.runs(TRAIN)}
-    for tokens in preset.memory:
-        if any(empty_memory(group, c, tokens).key not in known for c in trained):
-            rows = memory_rows(group, trained, notes, tokens, device, peak=setting.peak)
-            results.add(memory=rows)
+    modules: Modules = {}
+    notes: Notes = {}
+    if purse.left > 0:
+        torch.set_num_threads(max(setting.threads) or cores())
+        modules, notes = _build(group, wanted, setting.device, purse)
+    for case in cases:
+        share = purse.share()
+        if share <= 0:
+            results.left.append(case.group)
+        elif case.mode == CHECK:
+            results.add(_row(case, c, note=notes.get(c, "")) for c in (*modules, *notes))
+        elif case.mode == MEMORY:
+            results.add(_memory(case, group, modules, notes, setting.device))
+        else:
+            torch.set_num_threads(case.threads or cores())
+            calls, failures = _calls(case, group, modules, setting.device, purse)
+            results.add(timed(case, calls, {**notes, **failures}, setting.device, share))
+            if len(calls) + len(failures) < len(modules):
+                results.left.append(case.group)
 
 
-def measure_model(
-    name: str, alpha: int, preset: Preset, setting: Setting, results: Results
-) -> None:
-    """Measures a whole model at one alpha: float32 on a CPU, bfloat16 on a GPU.
-
-    Args:
-        name: Among `MODELS`.
-        alpha: Children per parent.
-        preset: Modes and contenders.
-        setting: Where and how.
-        results: Takes the rows.
-    """
-    device = setting.device
-    dtype = "bf16" if device.type == "cuda" else "fp32"
-    wanted = preset.model_contenders()
+def _build(
+    group: Group, wanted: list[Contender], device: torch.device, purse: Purse
+) -> tuple[Modules, Notes]:
+    """The modules of contenders, each checked, and why some are missing; while there is time."""
     try:
-        workload = make_workload(name, device, DTYPES[dtype])
-    except NotAtHand as error:
-        notes = dict.fromkeys(wanted, str(error))
-        for mode in preset.model_modes:
-            empty = {c: _model_row(name, alpha, dtype, c, 0, mode) for c in wanted}
-            results.add(timed(empty, {}, notes, setting, 0.0))
-        return
-    items, known = workload.items, results.known
-    wanted = [
-        c
-        for c in wanted
-        if any(
-            _model_row(name, alpha, dtype, c, items, mode).key not in known
-            for mode in preset.model_modes
-            if c.runs(mode)
-        )
-    ]
-    sizes = [workload.step_bytes(contender, alpha) for contender in wanted]
-    for heat in heats(sizes, int(_SHARE * available_bytes(device))):
-        models, notes = _build_models([wanted[i] for i in heat], workload, alpha)
-        for mode in preset.model_modes:
-            calls = {
-                contender: model_call(model, workload.inputs, mode)
-                for contender, model in models.items()
-                if contender.runs(mode)
-            }
-            empty = {c: _model_row(name, alpha, dtype, c, items, mode) for c in (*calls, *notes)}
-            results.add(timed(empty, calls, notes, setting, 2 * preset.budget))
-            del calls  # and the optimizers with them
-        del models  # before the next heat is built
-
-
-def heats(sizes: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Divides contenders into heats that fit into memory; each is timed beside the dense parent.
-
-    Args:
-        sizes: Bytes that each contender needs.
-        limit: Bytes that a heat may need; a contender above it runs alone.
-
-    Yields:
-        Positions in `sizes`.
-    """
-    heat: list[int] = []
-    for position, size in enumerate(sizes):
-        if heat and sum(sizes[i] for i in heat) + size > limit:
-            yield heat
-            heat = []
-        heat.append(position)
-    if heat:
-        yield heat
-
-
-def timed(
-    empty: Mapping[Contender, Row],
-    calls: Mapping[Contender, Call],
-    notes: Mapping[Contender, str],
-    setting: Setting,
-    budget: float,
-) -> list[Row]:
-    """Times calls in turns and fills in the rows.
-
-    Args:
-        empty: Rows to fill in.
-        calls: What to time; the dense parent is among them, unless there is nothing to time.
-        notes: Why the others cannot be.
-        setting: Where and how.
-        budget: Seconds to spend, about.
-    """
-    named = {contender.name: call for contender, call in calls.items()}
-    now = clock(setting.device, cpu_time=setting.cpu_time)
-    timings = interleave(named, every_round=(DENSE, FLOOR), budget=budget, now=now)
-    rows = []
-    for contender, row in empty.items():
-        note = notes.get(contender) or timings.failures.get(contender.name)
-        found: dict[str, object] = {"note": note}
-        if not note:
-            ratio = timings.ratio(contender.name, DENSE)
-            seconds = timings.seconds(contender.name).median
-            found = {"ratio": ratio.median, "low": ratio.low, "high": ratio.high}
-            found |= {"rounds": ratio.count, "seconds": seconds}
-            found["items_per_second"] = row.tokens / seconds
-            if FLOOR in timings.samples:
-                found["floor"] = timings.ratio(FLOOR, contender.name).median
-        rows.append(Row(**{**vars(row), **found}))
-    return rows
-
-
-def _build_all(
-    wanted: list[Contender], group: Group, device: torch.device
-) -> tuple[dict[Contender, nn.Module], dict[Contender, str]]:
-    """The modules of the dense parent, the floor and contenders, and why some are missing."""
-    dtype = DTYPES[group.dtype]
-    parent = make_parent(group.shape, dtype, device)
-    example = make_tokens(group.shape, EXAMPLE, dtype, device)
-
-    def make(contender: Contender) -> nn.Module:
-        needed = contender.build_bytes(group.shape, group.alpha, dtype)
-        free = available_bytes(device)
-        if needed > 0.9 * free:
-            needed, free = round(needed / 2**30), round(free / 2**30)
-            raise MemoryError(f"needs about {needed} GiB, {free} GiB are free")
-        return build(contender, parent, group.shape, group.alpha, example)
-
-    return _built([*BASES, *wanted], make)
-
-
-def _build_models(
-    wanted: list[Contender], workload: Workload, alpha: int
-) -> tuple[dict[Contender, nn.Module], dict[Contender, str]]:
-    models, notes = _built(wanted, lambda contender: build_model(contender, workload, alpha))
-    return {Contender(DENSE): workload.model, **models}, notes
-
-
-def _built(
-    wanted: list[Contender], make: Callable[[Contender], nn.Module]
-) -> tuple[dict[Contender, nn.Module], dict[Contender, str]]:
-    modules: dict[Contender, nn.Module] = {}
-    notes: dict[Contender, str] = {}
-    for contender in wanted:
+        if group.shape:
+            parent = make_parent(group.shape, DTYPES[group.dtype], device)
+        else:
+            parent = make_model(group.model, device, DTYPES[group.dtype])
+    except _FAILURES as error:
+        return {}, dict.fromkeys(wanted, in_short(error))
+    modules: Modules = {BASE: parent}
+    notes: Notes = {}
+    for contender in wanted[1:]:
+        if purse.left <= 0:
+            break
         try:
-            modules[contender] = make(contender)
-        except _NOT_BUILT as error:
+            modules[contender] = _built(group, contender, parent, device)
+        except _FAILURES as error:
             notes[contender] = in_short(error)
     return modules, notes
 
 
-def _block_row(group: Group, c: Contender, tokens: int, mode: str) -> Row:
-    block = (BLOCK, group.shape.name, c.name, c.kind, c.tiles, c.way)
-    return Row(*block, group.alpha, group.dtype, tokens, mode)
+def _built(
+    group: Group, contender: Contender, parent: nn.Module, device: torch.device
+) -> nn.Module:
+    weights = sum(p.numel() * p.element_size() for p in parent.parameters())
+    needed, free = contender.bytes(weights, group.alpha), available_bytes(device)
+    if needed > 0.9 * free:
+        needed, free = round(needed / 2**30), round(free / 2**30)
+        raise MemoryError(f"needs about {needed} GiB, {free} GiB are free")
+    if not group.shape:
+        module, dense = build(contender, parent, group.alpha, hidden(parent), None)
+        inputs = make_inputs(parent, 1)
+        found, expected = (model_call(own.eval(), inputs, "")() for own in (module, dense))
+        check(contender.name, "outputs", found, expected)
+        return module
+    few, more = (
+        make_tokens(group.shape, tokens, DTYPES[group.dtype], device) for tokens in (3, EXAMPLE)
+    )
+    module, dense = build(contender, parent, group.alpha, group.shape.hidden, few)
+    for x in (few, more):  # they may take different ways
+        check_block(contender, module, dense, x)
+        if contender.way == "exact":
+            check_block(contender, module, parent, x)
+    return module
 
 
-def _model_row(name: str, alpha: int, dtype: str, c: Contender, items: int, mode: str) -> Row:
-    return Row(MODEL, name, c.name, c.kind, c.tiles, c.way, alpha, dtype, items, mode)
+def _calls(
+    case: Case, group: Group, modules: Modules, device: torch.device, purse: Purse
+) -> tuple[dict[Contender, Call], Notes]:
+    """What is timed, and why some is not; while there is time."""
+
+    def call_of(module: nn.Module) -> Call:
+        if group.shape:
+            return block_call(module, _tokens(case, group, device), case.mode)
+        return model_call(module, make_inputs(modules[BASE], case.tokens), case.mode)
+
+    calls: dict[Contender, Call] = {}
+    notes: Notes = {}
+    for contender, module in modules.items():
+        if purse.left <= 0:
+            break
+        try:
+            calls[contender] = prepared(case.how, module, call_of)
+        except _FAILURES as error:
+            notes[contender] = in_short(error)
+    return calls, notes
+
+
+def _tokens(case: Case, group: Group, device: torch.device) -> Tensor:
+    assert group.shape is not None
+    return make_tokens(group.shape, case.tokens, DTYPES[group.dtype], device)
+
+
+def timed(
+    case: Case,
+    calls: Mapping[Contender, Call],
+    notes: Mapping[Contender, str],
+    device: torch.device,
+    budget: float,
+) -> list[Row]:
+    """Times calls in turns.
+
+    Args:
+        case: The case.
+        calls: What to time, the dense parent among it, unless there is nothing to time.
+        notes: Why others cannot be.
+        device: Where.
+        budget: Seconds to spend, about.
+    """
+    named = {contender.name: call for contender, call in calls.items()}
+    timings = interleave(named, every_round=(DENSE,), budget=budget, now=clock(device))
+    notes = {**notes, **{c: timings.failures[c.name] for c in calls if c.name in timings.failures}}
+    rows = [_row(case, contender, note=note) for contender, note in notes.items()]
+    for contender in calls:
+        if contender not in notes and DENSE in timings.samples:
+            ratio = timings.ratio(contender.name, DENSE)
+            spread = {"ratio": ratio.median, "low": ratio.low, "high": ratio.high}
+            seconds = timings.seconds(contender.name).median
+            rows.append(_row(case, contender, rounds=ratio.count, seconds=seconds, **spread))
+    return rows
+
+
+def _memory(
+    case: Case, group: Group, modules: Modules, notes: Notes, device: torch.device
+) -> list[Row]:
+    """How much memory a training step of each contender takes."""
+    rows = [_row(case, contender, note=note) for contender, note in notes.items()]
+    dense: dict[str, int] = {}
+    for contender, module in modules.items():
+        try:
+            found = memory_of(module, _tokens(case, group, device))
+        except UNSUPPORTED as error:
+            rows.append(_row(case, contender, note=in_short(error)))
+            continue
+        dense = dense or found
+        ratios = {name: found[name] / dense[name] for name in found if dense.get(name)}
+        rows.append(_row(case, contender, memory=ratios, bytes=found))
+    return rows
+
+
+def _row(case: Case, c: Contender, **found: object) -> Row:
+    who = {"contender": c.name, "layout": c.kind, "tiles": c.tiles, "way": c.way}
+    return Row(**case.case, **who, **found)  # type: ignore[arg-type]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import re
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+
+from .contenders import block_call
+from .results import TRAIN
 
 Step = Callable[[], object]
 
@@ -75,36 +73,21 @@ def gpu_peak_bytes(step: Step, device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def fresh_process(function: Callable[..., int], *arguments: Any) -> int:
-    """What a function returns in a process of its own.
+def memory_of(module: nn.Module, x: Tensor) -> dict[str, int]:
+    """Bytes of a training step: `activations`, `state` and, on a GPU, `peak`.
 
     Args:
-        function: A function of a module.
-        *arguments: Its arguments.
+        module: A block; its weights change.
+        x: Its inputs.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def resident_peak_bytes(step: Step) -> int:
-    """Bytes by which a step's peak of this process's resident memory is above that before it.
-
-    Only Linux tells.
-
-    Args:
-        step: What to run.
-    """
-    Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew
-    before = _status("VmRSS")
-    step()
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> int:
-    match = re.search(rf"^{name}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
-    assert match is not None
-    return 1024 * int(match[1])
+    x = x.detach().requires_grad_()
+    step = block_call(module, x, TRAIN)
+    found = {"activations": activation_bytes(lambda: module(x), module, [x])}
+    found["state"] = state_bytes(module, step)
+    if x.is_cuda:
+        found["peak"] = gpu_peak_bytes(step, x.device)
+    module.zero_grad(set_to_none=True)
+    return found
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -130,8 +113,6 @@ def _strided(tensor: Tensor) -> tuple[Tensor, ...]:
     if tensor.layout == torch.strided:
         return (tensor,)
     tensor = tensor.detach()
-    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
-        return (tensor.ccol_indices(), tensor.row_indices(), tensor.values())
     return (tensor.crow_indices(), tensor.col_indices(), tensor.values())
 
 

@@ -1,150 +1,139 @@
-"""The page of a run: targets, all ratios, memory, plots."""
+"""The page of a run: ratios, quartiles and times, memory, and what was not measured."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
 
-from .plots import write_plots
-from .results import BLOCK, Memory, Results, Row, write
-from .targets import ALPHAS, NOT_MEASURED, judge, targets
+from fpe_hf.files import write_whole
+from fpe_hf.markup import plain, table
 
-Item = TypeVar("Item", bound=Row | Memory)
-Key = TypeVar("Key")
+from .contenders import DENSE
+from .results import CHECK, EAGER, MEMORY, Results, Row
 
-_MODES = {"forward": "forward", "train": "forward+backward"}
-_METHOD = """Times are ratios to the eager dense parent, measured in turns in one process: medians
-over rounds of the ratio within a round, quartiles in brackets, and the share of the floor reached.
-The floor is the parent's matrix products plus the activation on `alpha` times more elements.
-`docs/benchmarks.md` describes the method."""
+NOT_MEASURED = "–"
+_METHOD = """Times are multiples of the dense parent's, run the same way, measured in turns in one
+process: medians over rounds of the ratio within a round. `docs/benchmarks.md` describes the
+method."""
 
 
 def write_report(results: Results) -> str:
-    """Writes the page `NAME.md` and the plots beside `NAME.json`.
+    """Writes the page `NAME.md` beside `NAME.json`.
 
     Args:
         results: What was measured.
 
     Returns:
-        The page's table of targets, for the terminal.
+        The table for the documentation.
     """
     path = results.path.with_suffix(".md")
-    plots = write_plots(results.rows, results.path.with_suffix(""))
-    summary = target_table(results)
+    write_whole(path, page(results) + "\n")
+    return f"{summary(results)}\n\n{path}"
+
+
+def summary(results: Results) -> str:
+    """A table of ratios, a line on what they are of, and how much is missing."""
+    times = [row for row in results.rows if row.mode not in (CHECK, MEMORY)]
+    parts = [_place(results), *_tables(times, _ratio)]
+    if results.left:
+        parts.append(f"{len(results.left)} cases were left out, as the time was over.")
+    return "\n\n".join(parts)
+
+
+def page(results: Results) -> str:
+    """Everything, in Markdown."""
+    times = [row for row in results.rows if row.mode not in (CHECK, MEMORY)]
+    memory = [row for row in results.rows if row.mode == MEMORY]
     parts = [
         f"# Benchmarks: {results.path.stem}",
         f"Written by `{results.command}`.",
-        _environment(results),
+        *([f"**{results.about}**"] if results.about else []),
+        ", ".join(f"{key} {value}" for key, value in results.environment.items() if value) + ".",
         _METHOD,
-        "## Targets",
-        summary,
-        *_worst(results),
-        *(f"![{plot.stem}]({plot.name})" for plot in plots),
-        *_times(results.rows),
-        *_memory(results.memory),
+        "## Ratios",
+        *_tables(times, _ratio),
+        "## Quartiles and milliseconds",
+        *_tables(times, _details),
+        *(["## Memory of a training step, multiples of the dense parent's"] if memory else []),
+        *_tables(memory, _memory),
+        "## Checks",
+        *_checks(results),
+        *_missing(results),
     ]
-    write(path, "\n\n".join(parts) + "\n")
-    return f"{summary}\n\n{path}"
+    return "\n\n".join(parts)
 
 
-def target_table(results: Results) -> str:
-    """The targets, and how each stands: the worst of its rows beside its limit."""
-    device = results.environment["device"]
-    lines = [
-        [target.text, *(str(judge(target, results.rows, a, device)) for a in ALPHAS)]
-        for target in targets(device)
-    ]
-    return _table(["worst of", *(f"alpha {alpha}" for alpha in ALPHAS)], lines)
+def _place(results: Results) -> str:
+    about = results.environment
+    names = ("gpu", "processor", "cpu capability", "cores", "torch", "commit", "date")
+    return ", ".join(f"{name} {about[name]}" for name in names if about.get(name))
 
 
-def _worst(results: Results) -> Iterable[str]:
-    """Where the targets are missed."""
-    device = results.environment["device"]
-    lines = []
-    for target in targets(device):
-        for alpha in ALPHAS:
-            verdict = judge(target, results.rows, alpha, device)
-            row = verdict.row
-            if row is not None and not verdict.passed:
-                where = f"{row.name}, {row.tokens} {_unit(row)}, {row.dtype}, {_MODES[row.mode]}"
-                lines.append(
-                    f"- {target.text}, alpha {alpha}: {verdict} in {row.contender}, {where}"
-                )
-    return ["Missed:", "\n".join(lines)] if lines else []
+def _tables(rows: Sequence[Row], cell: Callable[[Row], str]) -> Iterable[str]:
+    """For each dtype, a table with a line per case and contender and a column per alpha and number
+    of threads (or way of running)."""
+    for dtype in dict.fromkeys(row.dtype for row in rows):
+        own = [row for row in rows if row.dtype == dtype]
+        cells = {(row.what, row.contender, row.column): cell(row) for row in own}
+        columns = list(dict.fromkeys(r.column for r in sorted(own, key=_by_column)))
+        lines, last = [], ""
+        for what, contender in dict.fromkeys((row.what, row.contender) for row in _by_case(own)):
+            found = [cells.get((what, contender, column), NOT_MEASURED) for column in columns]
+            lines.append(["" if what == last else what, contender, *found])
+            last = what
+        yield table([dtype, "", *columns], lines, texts=2)
 
 
-def _environment(results: Results) -> str:
-    return ", ".join(f"{key} {value}" for key, value in results.environment.items() if value) + "."
+def _by_column(row: Row) -> tuple[bool, str, int, int]:
+    return row.how != EAGER, row.how, row.threads, row.alpha
 
 
-def _times(rows: Sequence[Row]) -> Iterable[str]:
-    by_case = _grouped(rows, lambda r: (r.kind, r.name, r.dtype, r.mode, r.tokens))
-    title = ""
-    for (kind, name, dtype, mode, tokens), own in by_case.items():
-        if title != f"## {name}, {dtype}":
-            title = f"## {name}, {dtype}"
-            yield title
-        what = _MODES[mode] if kind == BLOCK else mode.replace("train", "training step")
-        yield f"### {name}, {dtype}: {what}, {tokens} {_unit(own[0])}"
-        yield _by_alpha(own, _time_cell)
-        failures = {(r.contender, r.note) for r in own if r.note}
-        if failures:
-            yield "\n".join(f"- {who}: {NOT_MEASURED}: {why}" for who, why in sorted(failures))
+def _by_case(rows: Iterable[Row]) -> Iterable[Row]:
+    """Rows with those of a case together, cases and contenders in the order of their coming."""
+    by_case: dict[str, list[Row]] = {}
+    for row in rows:
+        by_case.setdefault(row.what, []).append(row)
+    return (row for own in by_case.values() for row in own)
 
 
-def _memory(rows: Sequence[Memory]) -> Iterable[str]:
-    by_case = _grouped(rows, lambda r: (r.name, r.dtype, r.tokens))
-    if by_case:
-        yield "## Memory of a training step, multiples of the dense parent's"
-        yield (
-            "Activations kept for backward; weights, index tensors, gradients and AdamW's state; "
-            "peak above what is held before the step."
-        )
-    for (name, dtype, tokens), own in by_case.items():
-        yield f"### {name}, {dtype}, {tokens} tokens"
-        yield _by_alpha(own, _memory_cell)
-
-
-def _by_alpha(rows: Sequence[Item], cell: Callable[[Item], str]) -> str:
-    """A table with a line per contender and a column per alpha."""
-    found: dict[tuple[str, int], str] = {(row.contender, row.alpha): cell(row) for row in rows}
-    alphas: list[int] = sorted({row.alpha for row in rows})
-    names: list[str] = list(dict.fromkeys(row.contender for row in rows))
-    lines = [[who, *(found.get((who, a), NOT_MEASURED) for a in alphas)] for who in names]
-    return _table(["contender", *(f"alpha {alpha}" for alpha in alphas)], lines)
-
-
-def _time_cell(row: Row) -> str:
-    if row.ratio is None or row.seconds is None:
+def _ratio(row: Row) -> str:
+    if row.seconds is None or row.ratio is None:
         return NOT_MEASURED
-    text = f"{row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}]"
-    if row.floor is not None and row.layout != "floor":
-        text += f", floor {row.floor:.0%}"
-    if row.kind != BLOCK:
-        text += f", {row.items_per_second:.3g} {_unit(row)}/s"
-    return text
+    return f"{1e3 * row.seconds:.3g} ms" if row.layout == DENSE else f"{row.ratio:.2f}"
 
 
-def _memory_cell(row: Memory) -> str:
-    found = {"activations": row.activations, "state": row.state, "peak": row.peak}
-    parts = [f"{name} {value:.2f}" for name, value in found.items() if value is not None]
+def _details(row: Row) -> str:
+    if row.seconds is None:
+        return NOT_MEASURED
+    return f"{row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}], {1e3 * row.seconds:.3g} ms"
+
+
+def _memory(row: Row) -> str:
+    parts = [f"{name} {value:.2f}" for name, value in row.memory.items()]
     return ", ".join(parts) or NOT_MEASURED
 
 
-def _unit(row: Row) -> str:
-    if row.kind == BLOCK:
-        return "tokens" if row.tokens > 1 else "token"
-    return "images" if row.name.startswith("clip") else "texts"
+def _checks(results: Results) -> Iterable[str]:
+    checks = [row for row in results.rows if row.mode == CHECK and row.layout != DENSE]
+    wrong = [row for row in checks if row.note]
+    yield (
+        f"{len(checks) - len(wrong)} of {len(checks)} contenders could be built and agreed with "
+        "their dense form, outputs and gradients, before they were timed; those with an exact "
+        "start also with their parent."
+    )
 
 
-def _grouped(rows: Sequence[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
-    """Rows by key, in the order in which keys first appear."""
-    groups: dict[Key, list[Item]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return groups
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+def _missing(results: Results) -> Iterable[str]:
+    """Why something was not measured."""
+    reasons: dict[tuple[str, str], list[Row]] = {}
+    for row in results.rows:
+        if row.note:
+            reasons.setdefault((row.contender, row.note), []).append(row)
+    lines = [
+        f"- {who}: {plain(note)} ({len(rows)} times, such as in {rows[0]})"
+        for (who, note), rows in reasons.items()
+    ]
+    if results.left:
+        left = "; ".join(f"{what} ({n})" for what, n in Counter(results.left).items())
+        lines.append(f"- {len(results.left)} cases, as the time was over: {left}")
+    return ["## Not measured", "\n".join(lines)] if lines else []

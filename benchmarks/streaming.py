@@ -29,6 +29,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.environment import environment
+from fpe_hf.files import write_whole
+from fpe_hf.markup import table
 
 RESULTS = Path(__file__).resolve().parent / "results"
 HIDDEN, INTERMEDIATE, HEADS, GROUPS, VOCAB = 4096, 14336, 32, 8, 32000
@@ -219,6 +221,10 @@ def page(figures: dict[str, Any]) -> str:
     about = figures["environment"]
     versions = ", ".join(f"{name} {about[name]}" for name in ("torch", "transformers", "fpe_hf"))
     columns = ["layout", "peak resident bytes", "seconds", "MB/s", "copy seconds", "copy MB/s"]
+    rows = [
+        [row["layout"], *(f"{row[name]:,}" if name in row else "" for name in columns[1:])]
+        for row in figures["rows"]
+    ]
     lines = [
         "# Widening a checkpoint that does not fit in memory",
         "",
@@ -227,21 +233,17 @@ def page(figures: dict[str, Any]) -> str:
         "fresh process. Beside it a plain copy of the same files. Two processes loaded each result",
         "at once and agreed on every tensor.",
         "",
-        f"{about['processor']}, {about['cores']} cores, {about['threads']} threads; {versions};",
+        f"{about['processor']}, {about['cores']} cores; {versions};",
         f"load on the machine at the start {about['load']}; {about['date']}.",
         "",
-        "| " + " | ".join(columns) + " |",
-        "|---|" + "---:|" * (len(columns) - 1),
+        table(columns, rows),
     ]
-    for row in figures["rows"]:
-        cells = [f"{row[name]:,}" if name in row else "" for name in columns[1:]]
-        lines.append("| " + " | ".join([row["layout"], *cells]) + " |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=8.0)
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--folder", type=Path, default=None, help="where there is room")
@@ -255,12 +257,12 @@ def main() -> None:
         command = "python -m benchmarks.streaming"
         if options.gigabytes != parser.get_default("gigabytes"):
             command += f" --gigabytes {options.gigabytes:g}"
-        figures = {"command": command, "environment": about}
+        figures: dict[str, Any] = {"command": command, "environment": about}
         figures |= measure(Path(root), 1e9 * options.gigabytes, options.layout)
     figures["own peak resident bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "streaming.json").write_text(json.dumps(figures, indent=1) + "\n")
-    (options.out / "streaming.md").write_text(page(figures))
+    write_whole(options.out / "streaming.json", json.dumps(figures, indent=1) + "\n")
+    write_whole(options.out / "streaming.md", page(figures))
     print(page(figures))
     if any(row["peak resident bytes"] >= LIMIT for row in figures["rows"]):
         sys.exit(f"a peak is above {LIMIT / 1e9:g} GB")

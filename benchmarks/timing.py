@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -22,7 +23,34 @@ FEWEST, MOST = 3, 101
 UNSUPPORTED = (RuntimeError, NotImplementedError, TypeError, ValueError, MemoryError)
 """What a call raises that the library or the memory at hand does not allow."""
 
-Call = Callable[[], object]
+Call = Callable[[], Any]
+
+
+class Purse:
+    """Seconds, shared out among what is still to be done. What takes longer than its share leaves
+    less for what comes after.
+
+    Args:
+        seconds: For everything.
+        parts: Into how many shares.
+        now: A clock.
+    """
+
+    def __init__(
+        self, seconds: float, parts: int, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._now, self._end, self._parts = now, now() + seconds, parts
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left; none if negative."""
+        return self._end - self._now()
+
+    def share(self) -> float:
+        """Takes the next share out: its seconds; none are left if not positive."""
+        share = self.left / max(1, self._parts)
+        self._parts -= 1
+        return share
 
 
 @dataclass(frozen=True)
@@ -123,16 +151,14 @@ def takes_part(turn: int, rounds: int, total: int) -> bool:
     return (turn + 1) * rounds // total > turn * rounds // total
 
 
-def clock(device: torch.device, *, cpu_time: bool = False) -> Callable[[], float]:
+def clock(device: torch.device) -> Callable[[], float]:
     """A clock that waits for the device.
 
     Args:
         device: What is measured.
-        cpu_time: On a CPU, count the processor time of this process, which other processes on a
-            busy machine lengthen less.
     """
     if device.type == "cpu":
-        return time.process_time if cpu_time else time.perf_counter
+        return time.perf_counter
 
     def synchronized() -> float:
         torch.cuda.synchronize(device)

@@ -69,6 +69,10 @@ class OverwrittenError(FPEError, RuntimeError):
     """Something else than loading has written to the indices of a widened layer."""
 
 
+class FusingError(FPEError, RuntimeError):
+    """A module was changed after a run that had shown how it uses its MLP."""
+
+
 class ExportError(FPEError, RuntimeError):
     """A widened model has no stock equivalent of its own class."""
 

@@ -68,13 +68,6 @@ def take_kept(weight: Tensor, keep: Tensor) -> Tensor:
     return torch.cat([part.reshape(-1).index_select(0, places(kept)) for part, kept in parts])
 
 
-def put_kept(weight: Tensor, keep: Tensor) -> Tensor:
-    """The inverse of `take_kept`: a matrix of the shape of `keep`, zero where nothing is kept."""
-    filled = weight.new_zeros(keep.shape)
-    filled.view(-1).index_copy_(0, places(keep), weight)
-    return filled
-
-
 def places(keep: Tensor) -> Tensor:
     """Where a mask is true, in row-major order: int64."""
     if keep.is_cpu:

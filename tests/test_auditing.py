@@ -103,7 +103,7 @@ def test_coverage_says_what_pruning_left() -> None:
     assert 0.5 < pruned < 1.0
     layer = tiny_model("bert").encoder.layer[0]
     kept = widened(targets=["encoder.layer.0"]).encoder.layer[0].intermediate.dense
-    matrix = kept.parent_weight()[0]
+    matrix = kept.dense_weight().unflatten(0, (kept.spec.alpha, -1)).sum(0)
     share = float((matrix != 0).double().mean())
     assert layer.intermediate.dense.weight.shape == matrix.shape
     assert fpe_hf.audit(widened(targets=["encoder.layer.0"])).total.coverage == pytest.approx(share)

@@ -9,7 +9,6 @@ from fpe_hf.packing import (
     code_bits,
     pack,
     packed_bytes,
-    put_kept,
     smallest_int,
     take_kept,
     unpack,
@@ -46,7 +45,7 @@ def test_masks_of_any_shape_are_packed_row_by_row() -> None:
 
 
 @given(st.integers(0, 9), st.integers(1, 4), st.integers(1, 9), st.booleans(), st.integers(0, 99))
-def test_what_is_kept_is_taken_and_put_back(
+def test_what_is_kept_is_taken(
     rows: int, children: int, columns: int, shared: bool, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -55,7 +54,6 @@ def test_what_is_kept_is_taken_and_put_back(
     keep = keep.expand(weight.shape)
     taken = take_kept(weight, keep)
     assert torch.equal(taken, weight[keep])
-    assert torch.equal(put_kept(taken, keep), torch.where(keep, weight, 0.0))
 
 
 def test_code_bits_are_the_fewest_that_fill_bytes() -> None:

@@ -40,7 +40,9 @@ def costs_as_json(specs: Iterable[BlockSpec]) -> list[dict[str, Any]]:
 
 
 def print_speed(specs: Iterable[BlockSpec]) -> None:
-    """Prints a table of costs, and how blocks of the `element` layout compute here."""
+    """Prints a table of costs, and how blocks are computed here."""
+    from ..kernels.dispatch import explain
+
     found = costs(specs)
     tokens = list(found[0][1].ratios)
     header = ["blocks", "layout", "tiles", *(f"{n} token" + "s" * (n > 1) for n in tokens), "by"]
@@ -56,17 +58,6 @@ def print_speed(specs: Iterable[BlockSpec]) -> None:
     ]
     typer.echo("Time of a forward pass, as a multiple of the dense parent's:\n")
     print_table(header, rows, left=2)
-    if any(cost.layout == "element" for _, cost in found):
-        typer.echo(_about_element())
+    for layout in sorted({cost.layout for _, cost in found}):
+        typer.echo(explain(layout))
     typer.echo()
-
-
-def _about_element() -> str:
-    """How the `element` layout computes on a CPU."""
-    from ..kernels.native import unavailable
-    from ..kernels.packed import MOST_TOKENS
-
-    reason, filled = unavailable("packed"), "the element layout fills in its matrix for every pass"
-    if reason is None:
-        return f"On a CPU, above {MOST_TOKENS} tokens and in training, {filled}."
-    return f"On a CPU {filled}; its kernel is not available: {reason}"

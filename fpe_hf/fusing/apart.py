@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from ..errors import FusingError
 from ..kernels.ordinary import is_ordinary
 from ..layers.subclass import Forward, give, is_given
 from .activations import is_activation
@@ -64,6 +65,15 @@ class _Run:
     own: Apart
     result: Tensor | None = None
     watcher: _Watcher | None = None
+
+    def changed(self) -> FusingError:
+        """The error of a module that does not do what it did in its first run."""
+        self.own.activation[self.module.training] = None
+        return FusingError(
+            f"{type(self.module).__name__} changed since its first run: {self.own.parts.down!r} no "
+            "longer reads what the activation made. Run it again: from now on it computes every "
+            "projection for itself, as within fpe_hf.fusing.unfused()."
+        )
 
     def name_of(self, activation: nn.Module) -> str | None:
         """The name of a module that may be the activation."""
@@ -118,10 +128,7 @@ def _forward(module: Any, stock: Callable[..., Any], *args: Any, **kwargs: Any) 
     with _running(run):
         result = stock(module, *args, **kwargs)
     if run.result is not None:
-        raise RuntimeError(
-            f"{type(module).__name__} took another way than in its first run: {own.parts.down!r} "
-            "did not read what the activation made. Run it within fpe_hf.fusing.unfused()."
-        )
+        raise run.changed()
     return result
 
 
@@ -156,8 +163,10 @@ def _down(layer: Any, stock: Callable[..., Any], x: Tensor) -> Any:
             with _disable_current_modes():
                 result = None if read is None else _compute(run, run.watcher.name, read)
             return stock(layer, x) if result is None else result
-    if x is not run.result:
+    if run.result is None:
         return stock(layer, x)
+    if x is not run.result:
+        raise run.changed()
     run.result = None
     return x
 

@@ -165,6 +165,8 @@ class _Reader:
                 if node.users:
                     self._expect("input" not in self.values.values())
                     self.values[node] = "input"
+            elif node.op == "get_attr" and not node.users:
+                continue  # T5 looks at a weight, to see whether it is one
             elif node.op == "output":
                 result = (
                     self.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..planning import BlockSpec
+from . import native, packed
 from .ordinary import is_ordinary
 
 FEWEST_TOKENS = 16
@@ -46,3 +47,22 @@ def may_fuse(x: Tensor, spec: BlockSpec, operands: Sequence[Tensor | None]) -> b
         and all(tensor.dtype == x.dtype for tensor in floats)
         and is_ordinary(x, *given)
     )
+
+
+def explain(layout: str) -> str:
+    """How blocks of a layout are computed on this machine's CPU, in words.
+
+    Args:
+        layout: `"element"` or `"block"`.
+    """
+    if layout == "block":
+        return (
+            f"On a CPU, from {FEWEST_TOKENS} tokens on, a block is one operation if its module is "
+            "known to do nothing else with it, and no hook, autocast or compiler looks inside; "
+            "otherwise it is computed projection by projection."
+        )
+    filled = "the element layout fills in its matrix for every pass"
+    reason = native.unavailable("packed")
+    if reason is None:
+        return f"On a CPU, above {packed.MOST_TOKENS} tokens and in training, {filled}."
+    return f"On a CPU {filled}; its kernel is not available: {reason}"

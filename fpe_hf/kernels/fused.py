@@ -96,7 +96,9 @@ class _Fused(torch.autograd.Function):
     def forward(ctx: Any, mlp: MLP, keep: bool, x: Tensor, *operands: Tensor | None) -> Tensor:
         kept: list[Tensor] = []
         bias = operands[-1]
-        result = x.new_zeros(len(x), mlp.spec.out_features)
+        result = torch.zeros(
+            len(x), mlp.spec.out_features, dtype=_accumulator(x.dtype), device=x.device
+        )
         if bias is not None:
             result += bias
         pieces = _pieces(mlp.spec, len(x), operands)
@@ -114,16 +116,17 @@ class _Fused(torch.autograd.Function):
                 piece.add_outputs_(result[rows], target)
         ctx.mlp, ctx.keep = mlp, keep
         ctx.save_for_backward(x, *operands, *kept)
-        return result
+        return result.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         mlp: MLP = ctx.mlp
         count = 1 + UP_OPERANDS * len(mlp.spec.ups) + DOWN_OPERANDS
-        tensors, wanted = ctx.saved_tensors[:count], ctx.needs_input_grad[2:]
+        saved: tuple[Tensor, ...] = ctx.saved_tensors  # to be asked for once, says checkpointing
+        tensors, wanted = saved[:count], ctx.needs_input_grad[2:]
         if torch.is_grad_enabled() or not is_ordinary(gradient):
             return (None, None, *_plain_back(mlp, tensors, wanted, gradient))
-        kept = iter(ctx.saved_tensors[count:]) if ctx.keep else None
+        kept = iter(saved[count:]) if ctx.keep else None
         return (None, None, *_back(mlp, tensors, wanted, gradient, kept))
 
 
@@ -135,11 +138,11 @@ def _plain_back(
 
     def of(*trained: Tensor) -> Tensor:
         given = dict(zip(places, trained, strict=True))
-        x, *operands = [given.get(place, tensor) for place, tensor in enumerate(tensors)]
-        assert x is not None
-        return plain(mlp, x, *operands)
+        own = [given.get(place, tensor) for place, tensor in enumerate(tensors)]
+        assert own[0] is not None
+        return plain(mlp, own[0], *own[1:])
 
-    _, pull = torch.func.vjp(of, *(tensors[place] for place in places))
+    pull = torch.func.vjp(of, *(tensors[place] for place in places))[1]
     found = dict(zip(places, pull(gradient), strict=True))
     return [found.get(place) for place in range(len(tensors))]
 
@@ -154,7 +157,9 @@ def _back(
     x, *operands = tensors
     assert x is not None
     grads = [
-        torch.zeros_like(tensor) if needed and tensor is not None else None
+        torch.zeros_like(tensor, dtype=_accumulator(tensor.dtype))
+        if needed and tensor is not None
+        else None
         for tensor, needed in zip(tensors, wanted, strict=True)
     ]
     to_x, *to_operands = grads
@@ -167,7 +172,9 @@ def _back(
         for piece, to in zip(pieces, to_pieces, strict=True):
             if piece.first:
                 read, to_target = piece.read(x[rows]), piece.gather_outputs(gradient[rows])
-                to_read = [torch.zeros_like(own) for own in read] if to_x is not None else []
+                to_read = (
+                    [] if to_x is None else [torch.zeros_like(r, dtype=to_x.dtype) for r in read]
+                )
             for children in piece.groups:
                 sums = piece.sums(read, children) if kept is None else piece.like(kept, children)
                 with torch.enable_grad():
@@ -186,7 +193,20 @@ def _back(
                     piece.back_up_(to_read, to_sums, children)
             if to_x is not None and piece.last:
                 piece.add_inputs_(to_x[rows], to_read)
-    return grads
+    return [own if own is None else own.to(x.dtype) for own in grads]
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    """What sums over pieces are kept in: of 16 bits, each would be rounded."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """`total += left @ right`."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def _chunks(tokens: int) -> list[slice]:
@@ -297,7 +317,7 @@ class _Piece:
             for source, (x, matrix, bias) in enumerate(operands):
                 assert matrix is not None
                 if self.equal and child > children.start:
-                    found[0][source].addmm_(x, matrix.t())
+                    _add_product_(found[0][source], x, matrix.t())
                     continue
                 if source == 0:
                     found.append([])
@@ -361,7 +381,7 @@ class _Piece:
             columns = self._by_child(read, child)
             for matrix, gradient, x in zip(self.up[child], own, columns, strict=True):
                 if matrix is not None:
-                    matrix.addmm_(gradient.t(), x)
+                    _add_product_(matrix, gradient.t(), x)
 
     def back_up_(
         self, to_read: Sequence[Tensor], to_sums: list[list[Tensor]], children: range
@@ -371,7 +391,7 @@ class _Piece:
             columns = self._by_child(to_read, child)
             for matrix, gradient, to_x in zip(self.up[child], own, columns, strict=True):
                 assert matrix is not None
-                to_x.addmm_(gradient, matrix)
+                _add_product_(to_x, gradient, matrix)
 
     def add_inputs_(self, to_x: Tensor, to_read: Sequence[Tensor]) -> None:
         """Adds what `back_up_` found to the gradient of the inputs `[tokens, in_features]`."""
@@ -406,7 +426,7 @@ class _Piece:
         assert self.down is not None
         for place, child in enumerate(children):
             own = hidden[min(place, len(hidden) - 1)]
-            self._written(target, child).addmm_(own, self.down[child].t())
+            _add_product_(self._written(target, child), own, self.down[child].t())
 
     def back_down(self, to_target: Tensor, children: range) -> list[Tensor]:
         """Gradients of the hidden activations."""
@@ -419,4 +439,4 @@ class _Piece:
         for place, child in enumerate(children):
             if self.down is not None:
                 own = hidden[min(place, len(hidden) - 1)]
-                self.down[child].addmm_(self._written(to_target, child).t(), own)
+                _add_product_(self.down[child], self._written(to_target, child).t(), own)

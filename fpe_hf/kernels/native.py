@@ -37,15 +37,12 @@ that torch has loaded, so that torch and the kernel share one pool of threads.""
 TIMEOUT, ANSWER_TIMEOUT = 120.0, 10.0
 """Seconds that the compiler may take for a file, and to compile nothing at all."""
 
-_INT, _LONG, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+_LONG, _POINTER = ctypes.c_int64, ctypes.c_void_p
 FUNCTIONS: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "packed": {
-        "fpe_packed_lanes": (_POINTER,),
-        "fpe_packed_rows": (
-            *(_INT, _INT, _INT, _POINTER, _LONG),  # way, mode, half, values, count
-            *(_POINTER, _LONG, _POINTER, _LONG, _INT, _LONG),  # keep, owner
-            *(_POINTER, _LONG, _POINTER, *(_LONG,) * 3, *(_INT,) * 3),  # x, out, shape, threads
-        ),
+        "fpe_packed_sums": (_POINTER,),
+        "fpe_packed_fill": (_POINTER,),
+        "fpe_packed_take": (_POINTER,),
     },
 }
 """Name of a C file -> its functions, with the types of their arguments."""

@@ -14,7 +14,7 @@ def is_ordinary(*tensors: Tensor | None) -> bool:
     `torch.compile`, `torch.export`, `torch.jit.trace`, transforms of `torch.func`, forward-mode
     differentiation and under a dispatch mode.
     """
-    return torch._C._len_torch_dispatch_stack() == 0 and is_readable(*tensors)
+    return is_readable(*tensors) and torch._C._len_torch_dispatch_stack() == 0
 
 
 def is_readable(*tensors: Tensor | None) -> bool:

@@ -1,63 +1,94 @@
-"""Products of a few tokens with packed weights on the CPU: every weight is read once.
+"""Matrices whose kept entries are packed: products with a few tokens that read every value once,
+filling in the zeros, and taking the values out again.
 
-`usable` says whether the kernel may do it here; if not, callers rebuild the matrix in plain torch.
+On the CPU, ordinary tensors go to `packed.c`; anything else is done in plain torch.
 """
 
 from __future__ import annotations
 
 import ctypes
-from enum import IntEnum
+import itertools
+import math
+from collections.abc import Sequence
 from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..errors import CheckpointError
+from ..packing import code_bits, packed_bytes, places, unpack
 from . import native
 from .ordinary import is_ordinary
 
-MOST_TOKENS = 256
-"""With more tokens, rebuilding the matrix for an ordinary product is about as fast, or faster."""
+MOST_TOKENS = 32
+"""With more tokens, filling in the zeros for an ordinary product is about as fast, or faster."""
 
-AT_ONCE = 64
-"""Tokens whose inputs stay in the processor's cache while the weights pass by."""
+CACHED = 1 << 20
+"""Bytes of inputs that stay in a core's cache while the weights pass by."""
+
+MOST_CHILDREN = 16
+"""Of a product; filling in knows no limit."""
 
 _DTYPES = (torch.float32, torch.bfloat16)
+_MOVED = (*_DTYPES, torch.float16, torch.float64)
 _WORD = 64
 
 
-class Mode(IntEnum):
-    """What the children of a matrix row share, and what each has for itself."""
+class Rows(NamedTuple):
+    """The rows of a packed matrix, counted along three nested axes, and where they belong.
 
-    PARTS = 0
-    """An up projection: children read the same inputs, and their sums are apart."""
-    OWNED = 1
-    """A down projection, partitioned: a child has its own inputs; there is one sum."""
-    COPIES = 2
-    """A down projection, replicated: the same, and a child has its own values, too."""
+    Attributes:
+        axes: How many there are along each axis.
+        columns: Entries of a row.
+        children: Children that a row's values are divided among, by codes.
+        keep: Along each axis, by how many rows of the mask one moves on.
+        owner: The same for the codes.
+        inputs: The same for the inputs that rows are multiplied with.
+        order: How the filled-in matrix counts the three axes and the children (3).
+    """
+
+    axes: tuple[int, int, int]
+    columns: int
+    children: int
+    keep: tuple[int, int, int]
+    owner: tuple[int, int, int]
+    inputs: tuple[int, int, int]
+    order: tuple[int, int, int, int]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the filled-in matrix: axes and children in their order, and the columns."""
+        sizes = (*self.axes, self.children)
+        return (*(sizes[axis] for axis in self.order), self.columns)
+
+    def span(self, steps: Sequence[int]) -> int:
+        """How many rows of something there must be."""
+        return 1 + sum((n - 1) * step for n, step in zip(self.axes, steps, strict=True))
+
+    def spread(self, packed: Tensor, bits: int, steps: Sequence[int]) -> Tensor:
+        """Unpacks codes, for every entry: uint8 `[*axes, columns]`."""
+        codes = unpack(packed, bits, self.span(steps) * self.columns)
+        strides = (*(step * self.columns for step in steps), 1)
+        return codes.as_strided((*self.axes, self.columns), strides)
 
 
-class _Way(IntEnum):
-    """What the lanes of the kernel's vectors are; see `packed.c`."""
-
-    COLUMNS = 0
-    TOKENS = 1
-    CHILDREN = 2
-
-
-def usable(x: Tensor, width: int, *numbers: Tensor | None) -> bool:
-    """Whether `packed_rows` can stand in for plain torch operations here.
+def usable(x: Tensor, width: int, rows: Rows, *numbers: Tensor | None) -> bool:
+    """Whether `sums` can stand in for plain torch operations here.
 
     It can for a few tokens of ordinary tensors on the CPU when nobody wants a gradient. Programs
     made by `torch.export` are left to plain operations, so that they run anywhere.
 
     Args:
         x: Inputs `[..., width]`.
-        width: Their width.
+        width: Their width. Others are left to plain operations, which refuse them.
+        rows: The rows.
         numbers: The parameters of the layer, the weights first.
     """
     given = [x, *(number for number in numbers if number is not None)]
-    if not (_compiled_for_here() if torch.compiler.is_compiling() else is_ordinary(*given)):
+    compiling = torch.compiler.is_compiling()
+    if torch.compiler.is_exporting() if compiling else not is_ordinary(*given):
         return False
     weight = given[1]
     if not x.device.type == weight.device.type == "cpu" or weight.dtype not in _DTYPES:
@@ -66,11 +97,8 @@ def usable(x: Tensor, width: int, *numbers: Tensor | None) -> bool:
         return False
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
         return False
-    return 0 < x.numel() <= MOST_TOKENS * width and _is_native()
-
-
-def _compiled_for_here() -> bool:
-    return not torch.compiler.is_exporting()
+    few = x.dim() > 0 and x.shape[-1] == width and 0 < x.numel() <= MOST_TOKENS * width
+    return few and rows.children <= MOST_CHILDREN and _is_native()
 
 
 def output_dtype(x: Tensor) -> torch.dtype:
@@ -78,190 +106,292 @@ def output_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
-def packed_rows(
-    x: Tensor,
-    weight: Tensor,
-    keep: Tensor | None,
-    owner: Tensor | None,
-    mode: Mode,
-    rows: int,
-    columns: int,
-    children: int,
-    owner_rows: int = 1,
+def sums(
+    x: Tensor, weight: Tensor, keep: Tensor | None, owner: Tensor | None, rows: Rows
 ) -> Tensor:
-    """Multiplies a few tokens with a matrix of packed weights.
+    """Multiplies a few tokens with a packed matrix.
 
     Args:
-        x: `[tokens, columns]`, or `[tokens, children * columns]` if a child has its own inputs.
-        weight: Kept weights `[values]`, float32 or bfloat16, in the order of `(row, column)`, or of
-            `(row, child, column)` for `COPIES`.
-        keep: Packed mask `[rows, columns]`, or `None` if everything is kept.
-        owner: Packed child of each weight `[owner_rows, columns]`; `None` for one child or copies.
-        mode: What children share.
-        rows: Rows of the matrix.
-        columns: Columns of the matrix, the children's side by side counted once.
-        children: How many children there are.
-        owner_rows: Row r has the children of row `r % owner_rows`.
+        x: `[tokens, inputs, columns]`: one input for all, or one for each child, or as many as
+            `rows.inputs` speaks of.
+        weight: Kept values in the order of the rows, float32 or bfloat16.
+        keep: Packed mask of kept entries, or `None`.
+        owner: Packed codes, or `None` if there is one child.
+        rows: The rows.
 
     Returns:
-        float32 `[tokens, children or 1, rows]`: sums per child for `PARTS`, else of all children.
+        float32 `[tokens, children, *axes]`.
     """
-    arguments = (weight, keep, owner, int(mode), rows, columns, children, owner_rows)
     if torch.compiler.is_compiling():
-        result: Tensor = _operator(x, *arguments)
+        result: Tensor = _operator(x, weight, keep, owner, _flattened(rows))
         return result
-    return _compute(x, *arguments)
+    return _sums(x, weight, keep, owner, rows)
 
 
-def _compute(
-    x: Tensor,
-    weight: Tensor,
-    keep: Tensor | None,
-    owner: Tensor | None,
-    mode: int,
-    rows: int,
-    columns: int,
-    children: int,
-    owner_rows: int,
+def fill(weight: Tensor, keep: Tensor | None, owner: Tensor | None, rows: Rows) -> Tensor:
+    """The matrix `rows.shape` with its zeros filled in; differentiable any number of times.
+
+    Args:
+        weight: Kept values in the order of the rows.
+        keep: Packed mask of kept entries, or `None`.
+        owner: Packed codes, or `None` if there is one child.
+        rows: The rows.
+    """
+    if _in_c(weight, keep, owner):
+        filled: Tensor = _Fill.apply(weight, keep, owner, rows)  # type: ignore[no-untyped-call]
+        return filled
+    matrix, zero = weight, weight.new_zeros(())
+    if keep is not None:
+        there = rows.spread(keep, 1, rows.keep).bool()
+        # Not masked_scatter: its derivative has none.
+        number = (there.flatten().cumsum(0, dtype=torch.int32) - 1).clamp(0, weight.numel())
+        matrix = functional.pad(weight, (0, 1)).index_select(0, number).view(there.shape)
+        matrix = torch.where(there, matrix, zero)
+    matrix = matrix.view(*rows.axes, 1, rows.columns)
+    if owner is not None:
+        child = torch.arange(rows.children, dtype=torch.uint8, device=owner.device)[:, None]
+        owned = rows.spread(owner, code_bits(rows.children), rows.owner).unsqueeze(3) == child
+        matrix = torch.where(owned, matrix, zero)
+    return matrix.permute(*rows.order, 4)
+
+
+def take(
+    matrix: Tensor, keep: Tensor | None, owner: Tensor | None, rows: Rows, count: int
 ) -> Tensor:
-    arguments = (weight.contiguous(), keep, owner, mode, rows, columns, children, owner_rows)
-    if len(x) <= AT_ONCE:
-        return _multiply(x, *arguments)
-    return torch.cat([_multiply(some, *arguments) for some in x.split(AT_ONCE)])
+    """The values at the places where `fill` puts them: its adjoint, and differentiable as well.
 
-
-def _multiply(
-    x: Tensor,
-    weight: Tensor,
-    keep: Tensor | None,
-    owner: Tensor | None,
-    mode: int,
-    rows: int,
-    columns: int,
-    children: int,
-    owner_rows: int,
-) -> Tensor:
-    group = children if children <= 2 else 4 if children <= 4 else 8
-    kernel = native.library("packed")
-    assert kernel is not None
-    lanes = _lanes(kernel)
-    way = _way(len(x), mode, group, lanes)
-    inputs = x.resolve_neg().float().reshape(len(x), -1, columns)
-    sums = children if mode == Mode.PARTS else 1
-    vectors = 1
-    if way == _Way.COLUMNS:
-        arranged = _lanes_of_columns(inputs, 1 if mode == Mode.PARTS else group, group, lanes)
-        out = torch.empty(arranged.shape[1], sums, rows)
-    elif way == _Way.CHILDREN:
-        arranged = _lanes_of_children(inputs, group, lanes)
-        vectors = arranged.shape[2]
-        out = torch.empty(vectors * lanes // group, sums, rows)
+    Args:
+        matrix: `rows.shape`.
+        keep: Packed mask of kept entries, or `None`.
+        owner: Packed codes, or `None` if there is one child.
+        rows: The rows.
+        count: How many values there are.
+    """
+    if _in_c(matrix, keep, owner):
+        taken: Tensor = _Take.apply(matrix, keep, owner, rows, count)  # type: ignore[no-untyped-call]
+        return taken
+    by_row = matrix.permute(*(rows.order.index(axis) for axis in range(4)), 4)
+    if owner is None:
+        values = by_row.squeeze(3)
     else:
-        vectors = _vectors(len(x), lanes)
-        arranged = _lanes_of_tokens(inputs, vectors * lanes)
-        out = torch.empty(len(arranged), sums, rows, vectors * lanes)
-    kernel.fpe_packed_rows(
-        int(way),
-        mode,
-        weight.dtype == torch.bfloat16,
-        weight.data_ptr(),
-        weight.numel(),
-        *_bytes(keep),
-        *_bytes(owner),
-        {1: 1, 2: 1, 4: 2}.get(group, 4 if children <= 16 else 8),
-        owner_rows,
-        arranged.data_ptr(),
-        arranged.shape[2 if way == _Way.COLUMNS else 1],
-        out.data_ptr(),
-        len(out) * (vectors * lanes if way == _Way.TOKENS else 1),
-        rows,
-        columns,
-        children,
-        vectors,
-        torch.get_num_threads(),
-    )
-    if way == _Way.TOKENS:
-        out = out.permute(0, 3, 1, 2).flatten(0, 1)
-    elif len(out) == len(x):
-        return out
-    return out[: len(x)].clone(memory_format=torch.contiguous_format)
+        codes = rows.spread(owner, code_bits(rows.children), rows.owner).unsqueeze(3)
+        values = by_row.gather(3, codes.long()).squeeze(3)
+    values = values.reshape(-1)
+    if keep is None:
+        return values
+    return values.index_select(0, places(rows.spread(keep, 1, rows.keep).bool()))
+
+
+class _Fill(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, keep: Tensor | None, owner: Tensor | None, rows: Rows
+    ) -> Tensor:
+        ctx.about = rows, weight.numel()
+        ctx.save_for_backward(keep, owner)
+        matrix = torch.empty(rows.shape, dtype=weight.dtype, device=weight.device)
+        _move("fpe_packed_fill", weight.contiguous(), keep, owner, rows, matrix)
+        return matrix
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        keep, owner = ctx.saved_tensors
+        return take(gradient, keep, owner, *ctx.about), None, None, None
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, matrix: Tensor, keep: Tensor | None, owner: Tensor | None, rows: Rows, count: int
+    ) -> Tensor:
+        ctx.rows = rows
+        ctx.save_for_backward(keep, owner)
+        weight = torch.empty(count, dtype=matrix.dtype, device=matrix.device)
+        _move("fpe_packed_take", weight, keep, owner, rows, matrix.contiguous())
+        return weight
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        keep, owner = ctx.saved_tensors
+        return fill(gradient, keep, owner, ctx.rows), None, None, None, None
+
+
+def _in_c(moved: Tensor, *tensors: Tensor | None) -> bool:
+    """Whether `packed.c` can move numbers, as the other tensors say."""
+    ordinary = is_ordinary(moved, *tensors) and moved.dtype in _MOVED
+    return ordinary and all(t is None or t.is_cpu for t in (moved, *tensors)) and _is_native()
+
+
+class _Job(ctypes.Structure):
+    """`struct job` of `packed.c`."""
+
+    _fields_ = [
+        ("axes", ctypes.c_int64 * 3),
+        *((name, ctypes.c_int64) for name in ("columns", "children", "threads")),
+        ("values", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("count", "width")),
+        *(("keep", ctypes.c_void_p), ("keep_bytes", ctypes.c_int64)),
+        ("keep_row", ctypes.c_int64 * 3),
+        *(("owner", ctypes.c_void_p), ("owner_bytes", ctypes.c_int64)),
+        ("owner_row", ctypes.c_int64 * 3),
+        ("code_bits", ctypes.c_int64),
+        ("dense", ctypes.c_void_p),
+        ("dense_row", ctypes.c_int64 * 3),
+        ("dense_child", ctypes.c_int64),
+        ("x", ctypes.c_void_p),
+        ("x_row", ctypes.c_int64 * 3),
+        *((name, ctypes.c_int64) for name in ("tokens", "own")),
+        ("sums", ctypes.c_void_p),
+        ("found", ctypes.c_int64),
+    ]
 
 
 @cache
-def _lanes(kernel: ctypes.CDLL) -> int:
-    """How many numbers the compiled kernel computes at once."""
-    lanes = ctypes.c_int64()
-    kernel.fpe_packed_lanes(ctypes.byref(lanes))
-    return lanes.value
+def _about(rows: Rows) -> tuple[dict[str, Any], int, int]:
+    """What a job says of its rows, and the bytes of their mask and codes."""
+    bits = code_bits(rows.children)
+    about = {
+        "axes": rows.axes,
+        "columns": rows.columns,
+        "children": rows.children,
+        "keep_row": tuple(rows.columns * step for step in rows.keep),
+        "owner_row": tuple(rows.columns * step for step in rows.owner),
+        "code_bits": bits,
+    }
+    keep, owner = (rows.columns * rows.span(steps) for steps in (rows.keep, rows.owner))
+    return about, packed_bytes(keep, 1), packed_bytes(owner, bits) if rows.children > 1 else 0
 
 
-_operator = torch.library.custom_op("fpe_hf::packed_rows", _compute, mutates_args=())
+def _run(
+    function: str,
+    weight: Tensor,
+    keep: Tensor | None,
+    owner: Tensor | None,
+    rows: Rows,
+    **more: Any,
+) -> None:
+    """Calls a function of `packed.c`, which reads and writes no further than checked here.
+
+    Raises:
+        CheckpointError: Values, mask and codes do not fit each other.
+    """
+    library = native.library("packed")
+    assert library is not None
+    about, keep_bytes, owner_bytes = _about(rows)
+    if keep is not None:
+        _check("mask", keep, torch.uint8, keep_bytes)
+    if owner is not None or owner_bytes:
+        _check("codes", owner, torch.uint8, owner_bytes)
+    _check("packed weights", weight, weight.dtype, weight.numel())
+    job = _Job(
+        values=weight.data_ptr(),
+        count=weight.numel(),
+        width=weight.element_size(),
+        keep=None if keep is None else keep.data_ptr(),
+        keep_bytes=0 if keep is None else keep_bytes,
+        owner=None if owner is None else owner.data_ptr(),
+        owner_bytes=owner_bytes,
+        threads=torch.get_num_threads(),
+        **about,
+        **more,
+    )
+    getattr(library, function)(ctypes.byref(job))
+    if job.found != weight.numel():
+        raise CheckpointError(
+            f"The mask and the codes place {job.found} weights, but there are {weight.numel()}: "
+            "they were changed after loading. Load the checkpoint again."
+        )
+
+
+def _check(name: str, tensor: Tensor | None, dtype: torch.dtype, count: int) -> None:
+    if (
+        tensor is None
+        or (tensor.dtype, tensor.numel()) != (dtype, count)
+        or not (tensor.is_cpu and tensor.is_contiguous())
+    ):
+        found = tensor if tensor is None else (tensor.dtype, tensor.numel(), tensor.device)
+        raise CheckpointError(
+            f"The {name} must be {count} of {dtype} side by side on the CPU, not {found}. Load the "
+            "checkpoint again."
+        )
+
+
+def _move(
+    function: str,
+    weight: Tensor,
+    keep: Tensor | None,
+    owner: Tensor | None,
+    rows: Rows,
+    matrix: Tensor,
+) -> None:
+    _check("matrix", matrix, weight.dtype, math.prod(rows.shape))
+    steps = [matrix.stride(rows.order.index(axis)) for axis in range(4)]
+    more = {"dense": matrix.data_ptr(), "dense_row": tuple(steps[:3]), "dense_child": steps[3]}
+    _run(function, weight, keep, owner, rows, **more)
+
+
+def _sums(
+    x: Tensor, weight: Tensor, keep: Tensor | None, owner: Tensor | None, rows: Rows
+) -> Tensor:
+    tokens, inputs, columns = x.shape
+    of_rows = rows.span(rows.inputs)
+    own = rows.children > 1 and of_rows == 1 and inputs == rows.children
+    fits = columns == rows.columns and (own or inputs == of_rows) and weight.dtype in _DTYPES
+    if not fits or not 0 < rows.children <= MOST_CHILDREN:
+        raise ValueError(f"inputs {tuple(x.shape)} and weights of {weight.dtype} do not fit {rows}")
+    at_once = 4 if rows.children <= 4 else 2  # or fewer, but then a divisor
+    most = max(1, CACHED // (4 * inputs * columns * at_once)) * at_once
+    if tokens > most:
+        return torch.cat([_sums(some, weight, keep, owner, rows) for some in x.split(most)])
+    missing = (
+        *(0, -columns % _WORD),
+        *(0, (1 << (inputs - 1).bit_length()) - inputs if own else 0),
+        *(0, -tokens % at_once if tokens > 1 else 0),
+    )
+    x = x.resolve_neg().float()
+    x = functional.pad(x, missing) if any(missing) else x
+    x = x.reshape(len(x), of_rows, x.shape[1] // of_rows, x.shape[2] // _WORD, _WORD).permute(
+        1, 3, 0, 2, 4
+    )
+    x = x.contiguous()
+    result = torch.empty(
+        (x.shape[2], rows.children, *rows.axes), dtype=torch.float32, device=x.device
+    )
+    if tokens:
+        more = {"x": x.data_ptr(), "tokens": x.shape[2], "own": own, "sums": result.data_ptr()}
+        x_row = tuple(step * x.stride(0) for step in rows.inputs)
+        _run("fpe_packed_sums", weight.contiguous(), keep, owner, rows, x_row=x_row, **more)
+    return result[:tokens]
+
+
+def _compiled_sums(
+    x: Tensor, weight: Tensor, keep: Tensor | None, owner: Tensor | None, rows: Sequence[int]
+) -> Tensor:
+    return _sums(x, weight, keep, owner, _unflattened(rows))
+
+
+_operator = torch.library.custom_op("fpe_hf::packed_sums", _compiled_sums, mutates_args=())
 
 
 @_operator.register_fake
 def _shape(
-    x: Tensor,
-    weight: Tensor,
-    keep: Tensor | None,
-    owner: Tensor | None,
-    mode: int,
-    rows: int,
-    columns: int,
-    children: int,
-    owner_rows: int,
+    x: Tensor, weight: Tensor, keep: Tensor | None, owner: Tensor | None, rows: Sequence[int]
 ) -> Tensor:
-    sums = children if mode == Mode.PARTS else 1
-    return x.new_empty((x.shape[0], sums, rows), dtype=torch.float32)
+    about = _unflattened(rows)
+    return x.new_empty((x.shape[0], about.children, *about.axes), dtype=torch.float32)
 
 
-def _lanes_of_columns(x: Tensor, inputs: int, group: int, lanes: int) -> Tensor:
-    """`[tokens, inputs, columns]` -> `[columns / lanes, tokens, inputs, lanes]`, zeros added so
-    that tokens, inputs and columns are as many as the kernel takes at once."""
-    at_once = 1 if len(x) == 1 else 2 if group > (2 if lanes == 8 else 4) else 4
-    missing = (-x.shape[2] % _WORD, -x.shape[1] % inputs, -len(x) % at_once)
-    if any(missing):
-        x = functional.pad(x, (0, missing[0], 0, missing[1], 0, missing[2]))
-    chunks: Tensor = x.unflatten(2, (-1, lanes))
-    return chunks.permute(2, 0, 1, 3).contiguous()
+def _flattened(rows: Rows) -> list[int]:
+    """As a registered operator takes it."""
+    axes, columns, children, *steps = rows
+    return [*axes, columns, children, *itertools.chain(*steps)]
 
 
-def _way(tokens: int, mode: int, group: int, lanes: int) -> _Way:
-    """The fastest way, as measured."""
-    if lanes == 16:
-        return _Way.COLUMNS if tokens <= (8 if group <= 4 else 4) else _Way.TOKENS
-    if mode == Mode.COPIES and group >= 4:
-        return _Way.CHILDREN if tokens <= 8 else _Way.TOKENS
-    most = 2 if group == 8 else 8 if group <= 2 and mode == Mode.PARTS else 4
-    return _Way.COLUMNS if tokens <= most else _Way.TOKENS
-
-
-def _vectors(tokens: int, lanes: int) -> int:
-    """How many vectors of tokens a value is multiplied with at once."""
-    if lanes == 16:
-        return 1
-    return min((4, 2, 1), key=lambda many: -(-tokens // (many * lanes)) * (many + 1))
-
-
-def _lanes_of_tokens(x: Tensor, lanes: int) -> Tensor:
-    """`[tokens, inputs, columns]` -> `[tokens / lanes, inputs, columns, lanes]`."""
-    x = functional.pad(x, (0, 0, 0, 0, 0, -len(x) % lanes))
-    tiles: Tensor = x.unflatten(0, (-1, lanes))
-    return tiles.permute(0, 2, 3, 1).contiguous()
-
-
-def _lanes_of_children(x: Tensor, group: int, lanes: int) -> Tensor:
-    """`[tokens, inputs, columns]` -> `[inputs / group, columns, vectors, lanes]`. A vector has a
-    group of inputs of one token or two."""
-    many = lanes // group
-    vectors = -(-len(x) // many)
-    vectors += -vectors % min(4, 1 << (vectors - 1).bit_length())
-    x = functional.pad(x, (0, 0, 0, -x.shape[1] % group, 0, vectors * many - len(x)))
-    grouped = x.reshape(vectors, many, -1, group, x.shape[2])
-    return grouped.permute(2, 4, 0, 1, 3).contiguous()
-
-
-def _bytes(packed: Tensor | None) -> tuple[int | None, int]:
-    return (None, 0) if packed is None else (packed.data_ptr(), packed.numel())
+def _unflattened(n: Sequence[int]) -> Rows:
+    return Rows(
+        (n[0], n[1], n[2]), n[3], n[4], (n[5], n[6], n[7]), (n[8], n[9], n[10]),
+        (n[11], n[12], n[13]), (n[14], n[15], n[16], n[17]),
+    )  # fmt: skip
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

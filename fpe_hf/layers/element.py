@@ -1,5 +1,5 @@
 """The `element` layout: any mask. Weights are packed. A kernel takes them as they are where it can
-(a few tokens on the CPU, no gradients); else the matrix is rebuilt for each forward."""
+(a few tokens on the CPU, no gradients); else the matrix is filled in for each forward."""
 
 from __future__ import annotations
 
@@ -10,58 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import CheckpointError
-from ..kernels.ordinary import is_ordinary
-from ..kernels.packed import Mode, output_dtype, packed_rows, usable
-from ..packing import code_bits, pack, packed_bytes, put_kept, take_kept, unpack
+from ..kernels.packed import Rows, fill, output_dtype, sums, usable
+from ..packing import code_bits, pack, packed_bytes, take_kept, unpack
 from ..planning import BlockPlan, BlockSpec
 from ..planning.draw import draw_down_children, draw_up_children
 from .base import DownLayer, UpLayer
-
-
-def fill(weight: Tensor, keep: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-    """The matrix of which `weight` holds the kept entries in row-major order.
-
-    Args:
-        weight: `[values]`.
-        keep: bool, `shape`, or `None` if every entry is kept.
-        shape: Shape of the matrix.
-    """
-    if keep is None:
-        return weight.view(shape)
-    if weight.is_cpu and is_ordinary(weight, keep):
-        filled: Tensor = _Fill.apply(weight, keep, shape)  # type: ignore[no-untyped-call]
-        return filled
-    return weight.new_zeros(shape).masked_scatter(keep, weight)
-
-
-class _Fill(torch.autograd.Function):
-    """`masked_scatter`, whose own way back takes 16 bytes for every entry of the matrix."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, keep: Tensor, shape: tuple[int, ...]) -> Tensor:
-        ctx.save_for_backward(keep)
-        return put_kept(weight, keep.expand(shape))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (keep,) = ctx.saved_tensors
-        return take_kept(gradient, keep), None, None
-
-
-def divided(weight: Tensor, others: Tensor, alpha: int, codes: Tensor) -> Tensor:
-    """The children's matrices: each weight for the child that owns it.
-
-    Args:
-        weight: `[sources or outputs, 1, ...]`.
-        others: What the other children have in its place; can be expanded to the result.
-        alpha: Children per parent.
-        codes: The child that owns each weight; can be expanded to `weight`.
-
-    Returns:
-        `[sources or outputs, alpha, ...]`.
-    """
-    shape = (len(weight), alpha, *weight.shape[2:])
-    return others.expand(shape).scatter(1, codes.long().expand(weight.shape), weight)
 
 
 def check_packed(name: str, packed: Tensor, bits: int, count: int, limit: int) -> Tensor:
@@ -119,6 +72,17 @@ class ElementUp(UpLayer):
         self.bits = code_bits(spec.alpha)
         rows = 1 if spec.assignment == "table" else spec.all_parents
         self.codes_shape = (rows, spec.in_features)
+        # Rows: sources, experts, parents. The matrix: experts, then hidden neurons and sources.
+        self.parent_rows = Rows(
+            axes=(spec.sources_per_up, spec.experts, spec.parents),
+            columns=spec.in_features,
+            children=1,
+            keep=(spec.all_parents, spec.parents, 1),
+            owner=(0, spec.parents, 1) if rows > 1 else (0, 0, 0),
+            inputs=(0, 0, 0),
+            order=(1, 3, 2, 0) if spec.fused == "interleaved" else (1, 0, 3, 2),
+        )
+        self.rows = self.parent_rows._replace(children=spec.alpha)
         keep = torch.empty(packed_bytes(self.entries, 1), dtype=torch.uint8, device=device)
         self.register_buffer("keep", keep if spec.up_pruned[index] else None)
         size = packed_bytes(rows * spec.in_features, self.bits)
@@ -151,59 +115,52 @@ class ElementUp(UpLayer):
         layer.bind({name: t.detach().to(weight.device) for name, t in tensors.items()})
         return layer
 
-    def parent_weight(self) -> Tensor:
-        """The parent's weights, pruned ones as zeros, `[sources, parents, inputs]`."""
-        spec = self.spec
-        shape = (spec.sources_per_up, spec.all_parents, spec.in_features)
-        return fill(self.weight, self._keep(), shape)
-
     def dense_weight(self) -> Tensor:
-        spec = self.spec
-        parent = self.parent_weight().unsqueeze(1)
+        matrix = fill(self.weight, self.keep, self.owner, self.rows)
         coupling = self.couplings()
-        if isinstance(coupling, Tensor):
-            others = coupling[:, None, :, None] * parent
-        else:
-            others = coupling * parent if coupling else parent.new_zeros(())
-        weight = divided(parent, others, spec.alpha, self._codes())
-        return self.merge_sources(_by_tile(weight, spec))
+        if isinstance(coupling, Tensor) or coupling:
+            parent = fill(self.weight, self.keep, None, self.parent_rows)
+            if isinstance(coupling, Tensor):
+                order = self.rows.order
+                coupling = coupling.view(*self.rows.axes, 1).permute(order).unsqueeze(-1)
+            matrix = torch.lerp(matrix, parent, coupling)  # own weights stay what they are
+        return self._by_expert(matrix)
 
     def project(self, x: Tensor) -> Tensor:
         """`[..., inputs]` -> `[..., sources * hidden]`."""
-        if self.spec.experts == 1 and usable(x, self.in_features, *self.numbers().values()):
-            return self._project_packed(x)
-        if self.coupling is None and self.spec.coupling == 1.0 and self.spec.fused is None:
+        equal = self.coupling is None and self.spec.coupling == 1.0
+        rows = self.parent_rows if equal else self.rows
+        if self.spec.experts == 1 and usable(x, self.in_features, rows, *self.numbers().values()):
+            return self._project_packed(x, rows)
+        if equal and self.spec.fused is None:
             # All children of a parent see its full pre-activation: compute it once.
-            z = self.expand(functional.linear(x, self.parent_weight()[0]))
+            parent = fill(self.weight, self.keep, None, rows)
+            z = self.expand(functional.linear(x, self._by_expert(parent)))
             bias = self.dense_bias()
             return z if bias is None else z + bias.to(z.dtype)
         return functional.linear(x, self.dense_weight(), self.dense_bias())
 
-    def _project_packed(self, x: Tensor) -> Tensor:
+    def _project_packed(self, x: Tensor, rows: Rows) -> Tensor:
         spec = self.spec
+        owner = self.owner if rows.children > 1 else None
+        z = sums(x.reshape(-1, 1, rows.columns), self.weight, self.keep, owner, rows)
         coupling = self.couplings()
-        equal = coupling == 1.0 if isinstance(coupling, float) else False
-        sums = packed_rows(
-            x.reshape(-1, spec.in_features),
-            self.weight,
-            self.keep,
-            None if equal else self.owner,
-            Mode.PARTS,
-            rows=spec.sources_per_up * spec.parents,
-            columns=spec.in_features,
-            children=1 if equal else spec.alpha,
-            owner_rows=self.codes_shape[0],
-        )
-        z = sums.unflatten(2, (spec.sources_per_up, spec.parents))  # [tokens, children, ...]
-        if equal:
-            z = z.expand(-1, spec.alpha, -1, -1)
+        if rows.children == 1:
+            z = z.expand(-1, spec.alpha, -1, -1, -1)
         elif isinstance(coupling, Tensor) or coupling:
+            if isinstance(coupling, Tensor):
+                coupling = coupling.unsqueeze(1)
             z = (1 - coupling) * z + coupling * z.sum(1, keepdim=True)
-        by_source = z.permute(2, 1, 3, 0).flatten(1, 2)  # [sources, hidden, tokens]
-        result = self.merge_sources(by_source).t()
-        bias = self.dense_bias()
-        result = result if bias is None else result + bias
-        return result.to(output_dtype(x)).contiguous().view(*x.shape[:-1], self.out_features)
+        if self.bias is not None:
+            children = spec.alpha if spec.bias == "child" else 1
+            z = z + self.bias.view(-1, children, 1, spec.parents).transpose(0, 1)
+        z = z.permute(0, *((2, 3, 4, 1)[axis] for axis in rows.order))
+        return z.reshape(*x.shape[:-1], self.out_features).to(output_dtype(x))
+
+    def _by_expert(self, matrix: Tensor) -> Tensor:
+        """`[experts, ..., ..., ..., inputs]` -> `[experts, rows, inputs]`, or of the only one."""
+        matrix = matrix.flatten(1, 3)
+        return matrix if self.spec.experts > 1 else matrix[0]
 
     def cover(self) -> tuple[bool, float]:
         keep, read = self._keep(), self._codes() < self.spec.alpha
@@ -263,6 +220,16 @@ class ElementDown(DownLayer):
         children = torch.empty(size, dtype=torch.uint8, device=device)
         partition = spec.fan_out == "partition"
         self.register_buffer("owner", children if partition else None, persistent=False)
+        # Rows: outputs and experts, copies between them. The matrix: experts, outputs, hidden.
+        self.rows = Rows(
+            axes=(spec.out_features, 1 if partition else spec.alpha, spec.experts),
+            columns=spec.parents,
+            children=spec.alpha if partition else 1,
+            keep=(spec.experts, 0, 1),
+            owner=(spec.experts, 0, 1),
+            inputs=(0, 0, 0) if partition else (0, 1, 0),
+            order=(2, 0, 1, 3),
+        )
 
     @classmethod
     def from_parent(
@@ -287,36 +254,17 @@ class ElementDown(DownLayer):
         return layer
 
     def dense_weight(self) -> Tensor:
-        spec = self.spec
-        keep = self._keep()
-        if self.owner is None:
-            shape = (spec.out_features, spec.alpha, spec.all_parents)
-            mask = None if keep is None else keep.unsqueeze(1).expand(shape)
-            return self.by_expert(_by_tile(fill(self.weight, mask, shape), spec))
-        parent = fill(self.weight, keep, (spec.out_features, spec.all_parents)).unsqueeze(1)
-        weight = divided(parent, parent.new_zeros(()), spec.alpha, self._codes())
-        return self.by_expert(_by_tile(weight, spec))
+        matrix = fill(self.weight, self.keep, self.owner, self.rows).flatten(2)
+        return matrix if self.spec.experts > 1 else matrix[0]
 
     def project(self, hidden: Tensor) -> Tensor:
         """`[..., hidden]` -> `[..., outputs]`."""
-        if self.spec.experts == 1 and usable(hidden, self.in_features, *self.numbers().values()):
-            return self._project_packed(hidden)
-        return functional.linear(hidden, self.dense_weight(), self.bias)
-
-    def _project_packed(self, hidden: Tensor) -> Tensor:
-        spec = self.spec
-        sums = packed_rows(
-            hidden.reshape(-1, spec.hidden),
-            self.weight,
-            self.keep,
-            self.owner,
-            Mode.COPIES if self.owner is None else Mode.OWNED,
-            rows=spec.out_features,
-            columns=spec.parents,
-            children=spec.alpha,
-            owner_rows=spec.out_features,
-        )
-        result = sums[:, 0]
+        spec, numbers = self.spec, self.numbers().values()
+        if spec.experts > 1 or not usable(hidden, self.in_features, self.rows, *numbers):
+            return functional.linear(hidden, self.dense_weight(), self.bias)
+        x = hidden.reshape(-1, spec.alpha, spec.parents)
+        result = sums(x, self.weight, self.keep, self.owner, self.rows)
+        result = result.sum((1, 3, 4))  # of children or copies
         result = result if self.bias is None else result + self.bias
         return result.to(output_dtype(hidden)).view(*hidden.shape[:-1], self.out_features)
 
@@ -347,10 +295,3 @@ class ElementDown(DownLayer):
         assert self.owner is not None
         codes = unpack(self.owner, self.bits, self.entries)
         return codes.view(self.spec.out_features, 1, self.spec.all_parents)
-
-
-def _by_tile(weight: Tensor, spec: BlockSpec) -> Tensor:
-    """Puts hidden neurons in order, the tiles being experts: `[n, alpha, all parents, ...]` ->
-    `[n, experts * hidden, ...]`."""
-    by_expert: Tensor = weight.unflatten(2, (spec.experts, spec.parents))
-    return by_expert.transpose(1, 2).flatten(1, 3)

@@ -10,7 +10,8 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..belongings import mark_like
 from .base import FPELayer
@@ -61,14 +62,28 @@ def _layers(host: nn.Module) -> Iterator[tuple[str, FPELayer]]:
 def _forward(host: Any, stock: Forward, *args: Any, **kwargs: Any) -> Any:
     """Runs a host's own forward on a copy of it in which dense tensors stand in: each call has its
     own, so that calls in several threads do not meet."""
+    if torch.compiler.is_compiling():  # traced once, and copies cannot be traced
+        dense = _dense(host)
+        host.__dict__.update(dense)
+        try:
+            return stock(host, *args, **kwargs)
+        finally:
+            for name in dense:
+                del host.__dict__[name]
     stand_in = copy.copy(host)
-    names = {name for _, layer in _layers(host) for name in layer.host_names.values()}
-    own = {name: tensor for name, tensor in host._parameters.items() if name not in names}
-    stand_in.__dict__["_parameters"] = own
+    dense = _dense(host)
+    own = {name: tensor for name, tensor in host._parameters.items() if name not in dense}
+    stand_in.__dict__.update(dense, _parameters=own)
+    return stock(stand_in, *args, **kwargs)
+
+
+def _dense(host: nn.Module) -> dict[str, Tensor]:
+    """The dense tensors that stand in for a host's packed parameters, by name."""
+    found = {}
     for weight, layer in _layers(host):
         # Called, not asked, so that hooks may bring its tensors from where they are offloaded.
         dense, bias = layer()
-        stand_in.__dict__[weight] = dense.mT if layer.stock == "transposed_experts" else dense
+        found[weight] = dense.mT if layer.stock == "transposed_experts" else dense
         if bias is not None:
-            stand_in.__dict__[layer.host_names["bias"]] = bias
-    return stock(stand_in, *args, **kwargs)
+            found[layer.host_names["bias"]] = bias
+    return found

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import gc
-import time
 from itertools import pairwise
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.timing import FEWEST, MOST, SHORTEST, Spread, clock, interleave, takes_part
+from benchmarks.timing import FEWEST, MOST, SHORTEST, Purse, Spread, interleave, takes_part
 
 
 class FakeClock:
@@ -124,8 +122,12 @@ def test_quartiles() -> None:
     assert Spread.of([2.0]) == Spread(2.0, 2.0, 2.0, 1)
 
 
-def test_processor_time_leaves_out_waiting() -> None:
-    now = clock(torch.device("cpu"), cpu_time=True)
-    start = now()
-    time.sleep(0.1)
-    assert now() - start < 0.05
+def test_what_is_left_is_shared_among_what_is_left() -> None:
+    clock = FakeClock()
+    purse = Purse(10.0, 4, now=clock)
+    assert purse.share() == 2.5
+    clock.time += 7.0  # more than its share
+    assert purse.share() == pytest.approx(1.0)
+    assert purse.share() == pytest.approx(1.5)
+    clock.time += 4.0
+    assert purse.share() == purse.left == -1.0

@@ -12,7 +12,7 @@ import pytest
 
 from fpe_hf.kernels import native
 
-SMALL = "void fpe_packed_rows(void) {}\nvoid fpe_packed_lanes(void) {}\n"
+SMALL = "".join(f"void {name}(void) {{}}\n" for name in native.FUNCTIONS["packed"])
 
 
 @pytest.fixture(autouse=True)
