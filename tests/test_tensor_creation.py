@@ -49,24 +49,13 @@ def faults_in(room: str) -> list[str]:
     ]
 
 
-KERNELS = faults_in("kernels")
-
-
-@pytest.mark.parametrize("room", sorted(p.name for p in PACKAGE.iterdir() if p.name != "kernels"))
+@pytest.mark.parametrize("room", sorted(p.name for p in PACKAGE.iterdir() if p.name[0] != "_"))
 def test_tensors_are_made_with_dtype_and_device(room: str) -> None:
     found = faults_in(room)
     assert not found, "\n".join(found)
 
 
-@pytest.mark.xfail(bool(KERNELS), reason="kernels/packed.py is being replaced", strict=True)
-def test_tensors_of_kernels_are_made_with_dtype_and_device() -> None:
-    assert not KERNELS, "\n".join(KERNELS)
-
-
-LAYOUTS = [
-    pytest.param("element", marks=pytest.mark.skipif(bool(KERNELS), reason="it would crash")),
-    "block",
-]
+LAYOUTS = ("element", "block")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +104,7 @@ def outputs(model: PreTrainedModel) -> Tensor:
 
 @pytest.mark.parametrize("name", DEFAULTS)
 @pytest.mark.parametrize("fan_out", ["replicate", "partition"])
-@pytest.mark.parametrize("layout", ["element", "block"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("split", ["random", "feature"])
 def test_plans(name: str, fan_out: str, layout: str, split: str) -> None:
     model = tiny_model("llama")

@@ -50,7 +50,6 @@ def validate_checkpoint(
     path: str | Path,
     *,
     numbers: bool = True,
-    blocks: bool = True,
     variant: str | None = None,
     limited: bool = False,
 ) -> ValidationReport:
@@ -59,7 +58,6 @@ def validate_checkpoint(
     Args:
         path: The folder.
         numbers: Read the numbers of the widened layers, to check their indices and checksums.
-        blocks: Run the stock model on fake tensors, to see whether it has these blocks.
         variant: Which files to check, as `from_pretrained` takes it.
         limited: Limit the memory and time of this process while a model is built by the config.
 
@@ -83,8 +81,7 @@ def validate_checkpoint(
         check_plan(plan.specs, stored)
         with limited_resources() if limited else nullcontext():
             model = _empty_model(folder, len(opened))
-            if blocks:
-                _check_blocks(model, plan.specs)
+            _check_blocks(model, plan.specs)
             insert_empty_layers(model, plan.specs)
         quantizer = FPEQuantizer(plan)
         verify_model(model, opened, quantizer, stored=stored, numbers=numbers, strict=True)

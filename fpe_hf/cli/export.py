@@ -9,17 +9,13 @@ import typer
 
 from ..errors import ExportError
 from .folders import copy_companions, new_folder
+from .options import WidenedFolder
 from .tables import working
 from .validate import check_folder
 
 
 def export(
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder of a widened model.", metavar="DIR", exists=True, file_okay=False
-        ),
-    ],
+    folder: WidenedFolder,
     dense: Annotated[
         Path,
         typer.Option(

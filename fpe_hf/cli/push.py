@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .options import Token, WidenedFolder
 from .tables import printable, working
 
 
 def push(
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder of a widened model.", metavar="DIR", exists=True, file_okay=False
-        ),
-    ],
+    folder: WidenedFolder,
     repo_id: Annotated[str, typer.Argument(help="Where to push it: user/name.", metavar="REPO")],
     private: Annotated[
         bool, typer.Option("--private", help="Make a new repository private.")
@@ -28,13 +23,7 @@ def push(
     create_pr: Annotated[
         bool, typer.Option("--create-pr", help="Open a pull request instead of changing main.")
     ] = False,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            help="Access token. [default: that of `hf auth login`, or HF_TOKEN]",
-            show_default=False,
-        ),
-    ] = None,
+    token: Token = None,
     dense: Annotated[
         bool,
         typer.Option(

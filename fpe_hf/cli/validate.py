@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .folders import check_place
+from .options import Token
 from .tables import printable, working
 
 if TYPE_CHECKING:
@@ -26,13 +27,7 @@ def validate(
     revision: Annotated[
         str, typer.Option(help="Branch, tag or commit of a model on the Hub.")
     ] = "main",
-    token: Annotated[
-        str | None,
-        typer.Option(
-            help="Access token. [default: that of `hf auth login`, or HF_TOKEN]",
-            show_default=False,
-        ),
-    ] = None,
+    token: Token = None,
     full: Annotated[
         bool,
         typer.Option(

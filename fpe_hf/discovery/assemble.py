@@ -289,24 +289,13 @@ class _House:
             return self._experts(candidate)
         up, down = self._modules[match.ups[-1]], self._modules[match.down]
         rows = candidate.calls[0].rows
-        return MLPBlock(
-            name=_common_prefix((*match.ups, match.down)),
-            up=match.ups[-1],
-            gate=match.ups[0] if len(match.ups) > 1 else None,
-            down=match.down,
-            activation=_activation(match.ops),
-            in_features=features(up)[0],
-            parents=rows // 2 if match.fused else rows,
-            out_features=features(down)[1],
-            fused=match.fused,
-            shared=tuple(
-                name
-                for first in (*match.ups, match.down)
-                for name in self._names[self._modules[first]]
-                if name != first
-            ),
-            calls=max(Counter(candidate.runs).values()),
+        others = (
+            name
+            for first in (*match.ups, match.down)
+            for name in self._names[self._modules[first]]
+            if name != first
         )
+        return _block(candidate, (features(up)[0], rows, features(down)[1]), others)
 
     def _experts(self, candidate: Candidate) -> MLPBlock:
         """The block of experts that `candidate` is."""
@@ -315,18 +304,10 @@ class _House:
         calls = [self._call(name) for name in names]
         rows, out_features = calls[0].rows, calls[-1].rows
         experts, first, second = self._parameter(match.ups[0]).shape
-        return MLPBlock(
-            name=_common_prefix(names),
-            up=match.ups[-1],
-            gate=match.ups[0] if len(match.ups) > 1 else None,
-            down=match.down,
-            activation=_activation(match.ops),
-            in_features=first if calls[0].transposed else second,
-            parents=rows // 2 if match.fused else rows,
-            out_features=out_features,
-            fused=match.fused,
-            shared=tuple(other for name in names for other in self._other_names(name)),
-            calls=max(Counter(candidate.runs).values()),
+        sizes = (first if calls[0].transposed else second, rows, out_features)
+        others = (other for name in names for other in self._other_names(name))
+        return replace(
+            _block(candidate, sizes, others),
             experts=experts,
             transposed=tuple(bool(call.transposed) for call in calls),
             bias_names=tuple(call.bias for call in calls),
@@ -442,6 +423,25 @@ class _House:
 
 
 _REMEDY = "dequantize or replace it with an nn.Linear first"
+
+
+def _block(candidate: Candidate, sizes: tuple[int, int, int], others: Iterable[str]) -> MLPBlock:
+    """The block of a candidate, given its inputs, rows and outputs and its other names."""
+    match = candidate.first
+    in_features, rows, out_features = sizes
+    return MLPBlock(
+        name=_common_prefix((*match.ups, match.down)),
+        up=match.ups[-1],
+        gate=match.ups[0] if len(match.ups) > 1 else None,
+        down=match.down,
+        activation=_activation(match.ops),
+        in_features=in_features,
+        parents=rows // 2 if match.fused else rows,
+        out_features=out_features,
+        fused=match.fused,
+        shared=tuple(others),
+        calls=max(Counter(candidate.runs).values()),
+    )
 
 
 def _is_repeated(stack: nn.Module, element: nn.Module) -> bool:

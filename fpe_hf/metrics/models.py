@@ -11,7 +11,7 @@ from ..discovery import find_mlps
 from ..layers import UpLayer
 from ..linear import weight_of
 from ..modules import fpe_layers
-from .weights import CHUNK, feature_capacity, gram_off_diagonal_energy, mean_cosine
+from .weights import feature_capacity, gram_off_diagonal_energy, mean_cosine
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,13 @@ class Interference:
     gram_off_diagonal_energy: float
 
 
-def interference(
-    model: nn.Module, names: Iterable[str] | None = None, *, chunk: int = CHUNK
-) -> list[Interference]:
+def interference(model: nn.Module, names: Iterable[str] | None = None) -> list[Interference]:
     """Measures the projections that feed hidden neurons.
 
     Args:
         model: A plain or widened model.
         names: Dotted names of the projections; by default the widened up layers, or, in a plain
             model, the ups that `fpe_hf.find_mlps` finds.
-        chunk: Rows or columns of a Gram matrix at a time.
 
     Returns:
         One entry per projection.
@@ -51,9 +48,9 @@ def interference(
         Interference(
             name,
             len(weight),
-            float(feature_capacity(weight, chunk=chunk).mean()),
-            mean_cosine(weight, chunk=chunk),
-            gram_off_diagonal_energy(weight, chunk=chunk),
+            float(feature_capacity(weight).mean()),
+            mean_cosine(weight),
+            gram_off_diagonal_energy(weight),
         )
         for name, weight in _up_weights(model, names)
     ]

@@ -151,11 +151,11 @@ class Results:
             )
         return summaries
 
-    def best(self, arm: str = "fpe") -> ArmResult:
-        """The run of an arm with the best value of the first metric."""
+    def best(self) -> ArmResult:
+        """The widened run with the best value of the first metric."""
         metric = self.metrics[0]
         pick = min if metric in LOWER_IS_BETTER else max
-        return pick(self.of_arm(arm), key=lambda run: run.metrics[metric])
+        return pick(self.of_arm("fpe"), key=lambda run: run.metrics[metric])
 
     def write(self, folder: Path) -> None:
         """Writes `results.json`; arms are summed up in the form that model cards read."""

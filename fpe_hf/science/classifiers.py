@@ -7,13 +7,22 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from .data import Labelled
+from .data import Labelled, fashion_mnist
 from .networks import Networks, init_networks
 from .training import Training
 from .trials import Arm, Outcome, Trials
 
 HALF = Training(epochs=25, batch_size=64, lr=3e-3)
 """Training before the split; and after it, with another order of the examples."""
+
+PIXELS = replace(HALF, batch_size=256)
+"""The same for networks on pixels."""
+
+
+def pixels(full: bool) -> Labelled:
+    """FashionMNIST, or its first 10,000 examples."""
+    data = fashion_mnist()
+    return data if full else data.first_examples(10_000, 10_000)
 
 
 def trials(data: Labelled) -> Trials:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -45,6 +45,19 @@ def told(rows: Sequence[Row], by: str) -> str:
         word = f"{row[by]}: {row['gain']:+.1f} ± {row['gain ci95']:.1f}"
         words.append(f"**{word}**" if row["gain"] < -row["gain ci95"] else word)
     return ", ".join(words)
+
+
+def told_by_arm(rows: Sequence[Row], arms: Iterable[Arm], by: str) -> str:
+    """A line for every arm: see `told`."""
+    return "\n".join(
+        f"- {arm}, alpha {alpha}: {told(select(rows, arm=arm, alpha=alpha), by)}"
+        for arm, alpha in arms
+    )
+
+
+def dense_accuracies(rows: Sequence[Row]) -> str:
+    """Those of the dense baselines, one after the other."""
+    return ", ".join(f"{row['accuracy']:.1f}" for row in select(rows, arm=DENSE))
 
 
 def select(rows: Sequence[Row], **wanted: Any) -> list[Row]:

@@ -47,10 +47,10 @@ def curve(results: Results, arm: str, metric: str) -> Curve | None:
     return _on_common_steps([_by_step(run, metric) for run in results.of_arm(arm)])
 
 
-def gain_curve(results: Results, arm: str, metric: str, other: str = "dense") -> Curve | None:
-    """How much better an arm is than another with the same seed, by step."""
+def gain_curve(results: Results, arm: str, metric: str) -> Curve | None:
+    """How much better an arm is than the dense one with the same seed, by step."""
     sign = -1 if metric in LOWER_IS_BETTER else 1
-    others = {run.seed: _by_step(run, metric) for run in results.of_arm(other)}
+    others = {run.seed: _by_step(run, metric) for run in results.of_arm("dense")}
     gains = []
     for run in results.of_arm(arm):
         theirs = others.get(run.seed, {})

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from ..classifiers import compare_classifiers
 from ..embeddings import docstring_embeddings
-from ..gains import gain_figure, gain_rows, select, told
+from ..gains import dense_accuracies, gain_figure, gain_rows, told_by_arm
 from ..report import Report, Row
-from ..trials import DENSE
 
 HIDDEN_LAYERS, WIDTHS = 4, (8, 16, 32)
 ARMS = [("random", 2), ("random", 4)]
@@ -21,17 +20,13 @@ def run(full: bool) -> Report:
         outcomes = compare_classifiers(data, [width] * HIDDEN_LAYERS, ARMS, seeds=seeds)
         accuracies = {arm: outcome.accuracy for arm, outcome in outcomes.items()}
         rows += gain_rows(accuracies, neurons=width)
-    dense = ", ".join(f"{row['accuracy']:.1f}" for row in select(rows, arm=DENSE))
-    lines = [
-        f"- {arm}, alpha {alpha}: {told(select(rows, arm=arm, alpha=alpha), 'neurons')}"
-        for arm, alpha in ARMS
-    ]
     text = (
         f"Networks of {HIDDEN_LAYERS + 1} layers on the embeddings of docstrings, "
         f"{len(data.names)} classes; all {HIDDEN_LAYERS} hidden layers are expanded, one after the "
         f"other, after 25 of 50 epochs; {seeds} seeds. Dense networks with "
-        f"{', '.join(map(str, WIDTHS))} neurons per layer reach {dense} %.\n\nGains over dense in "
-        "points, by neurons:\n\n" + "\n".join(lines) + "\n\nThe paper reports gains with five "
+        f"{', '.join(map(str, WIDTHS))} neurons per layer reach "
+        f"{dense_accuracies(rows)} %.\n\nGains over dense in points, by neurons:\n\n"
+        f"{told_by_arm(rows, ARMS, 'neurons')}\n\nThe paper reports gains with five "
         "layers as well. Between hidden layers of one width the copies of the outgoing weights "
         "have to be paid for by a third of all weights at alpha 2, and by three fifths at alpha 4."
     )

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...metrics import class_entropy, class_selectivity, polysemanticity, top_purity
-from ..classifiers import HALF, hidden_activations, trials, warm_up
-from ..data import Labelled, fashion_mnist
+from ..classifiers import PIXELS, hidden_activations, pixels, trials, warm_up
+from ..data import Labelled
 from ..networks import Networks
 from ..report import Report, Row, new_figure
 from ..splitting import expand
@@ -27,12 +27,9 @@ MEASURES = ("class selectivity", "class entropy", "classes per neuron", "purity 
 def run(full: bool) -> Report:
     """Compares the neurons of dense networks with the children of expanded ones."""
     seeds = 20 if full else 8
-    data = fashion_mnist()
-    if not full:
-        data = data.first_examples(10_000, 10_000)
-    half = replace(HALF, batch_size=256)
-    warm = warm_up(data, [NEURONS], seeds, half)
-    both, after = trials(data), replace(half, seed=half.seed + 1)
+    data = pixels(full)
+    warm = warm_up(data, [NEURONS], seeds, PIXELS)
+    both, after = trials(data), replace(PIXELS, seed=PIXELS.seed + 1)
     networks = {
         AT_SPLIT: warm,
         DENSE: both.train(warm, after),

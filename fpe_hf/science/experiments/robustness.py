@@ -7,8 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ..classifiers import HALF, compare_classifiers, trials
-from ..data import fashion_mnist
+from ..classifiers import PIXELS, compare_classifiers, pixels, trials
 from ..gains import gain_rows, select, told
 from ..noise import noisy_inputs, noisy_weights
 from ..report import Report, Row, new_figure
@@ -21,11 +20,8 @@ LEVELS = {"inputs": (0.0, 0.1, 0.2, 0.4, 0.8), "weights": (0.0, 0.1, 0.2, 0.4, 0
 def run(full: bool) -> Report:
     """Trains without noise, tests with it."""
     seeds = 20 if full else 8
-    data = fashion_mnist()
-    if not full:
-        data = data.first_examples(10_000, 10_000)
-    half = replace(HALF, batch_size=256)
-    outcomes = compare_classifiers(data, [NEURONS], ARMS, seeds=seeds, half=half)
+    data = pixels(full)
+    outcomes = compare_classifiers(data, [NEURONS], ARMS, seeds=seeds, half=PIXELS)
     both = trials(data)
     rows: list[Row] = []
     for kind, levels in LEVELS.items():
