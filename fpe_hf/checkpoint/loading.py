@@ -15,6 +15,7 @@ from ..layers import FPELayer, empty_layers
 from ..layers.checksum import UNVERIFIED
 from ..modules import check_skeleton, fpe_layers, projections, put_layers, stocks_of
 from ..planning import BlockSpec
+from .files import stored_plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +35,8 @@ def load_model(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTraine
         type, else of `AutoModel`'s choice.
 
     Raises:
-        CheckpointError: Tensors are missing that the class itself would have saved.
+        CheckpointError: Tensors are missing that the class itself would have saved, or any of a
+            widened model.
     """
     from transformers import AutoConfig
 
@@ -45,7 +47,7 @@ def load_model(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTraine
         name_or_path, output_loading_info=True, trust_remote_code=False, **kwargs
     )
     missing = sorted(report["missing_keys"])
-    if missing and is_saved_class(model):
+    if missing and (is_saved_class(model) or stored_plan(vars(config)) is not None):
         raise CheckpointError(
             f"{os.fspath(name_or_path)!r} lacks {len(missing)} tensors of {type(model).__name__}, "
             f"{missing[0]!r} first; transformers would start them at random. If that is meant, "

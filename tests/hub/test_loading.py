@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import fpe_hf
 from checkpoint.fresh import outputs_of
@@ -55,4 +56,20 @@ def test_impossible_counts(claim: dict[str, Any], message: str, tmp_path: Path) 
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **claim}))
     with pytest.raises(CheckpointError, match=message):
+        fpe_hf.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("architectures", [None, ["SomethingElse"]])
+def test_nothing_starts_at_random_whatever_class_is_named(
+    architectures: list[str] | None, tmp_path: Path
+) -> None:
+    fpe_hf.widen(tiny_model("bert")).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["architectures"] = architectures
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert type(fpe_hf.from_pretrained(tmp_path)).__name__ == "BertModel"
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["pooler.dense.bias"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"pooler\.dense\.bias"):
         fpe_hf.from_pretrained(tmp_path)
