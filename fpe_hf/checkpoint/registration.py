@@ -24,12 +24,12 @@ _OURS = {
 
 def register() -> None:
     """Registers what belongs to the modules that are there, now, and the rest later. Idempotent."""
-    loaded = {theirs for theirs in _OURS if theirs in sys.modules}
-    for theirs in loaded:
-        import_module(_OURS[theirs])
+    loaded = [theirs for theirs in _OURS if theirs in sys.modules]
     waiting = any(isinstance(finder, _Waiter) for finder in sys.meta_path)
     if len(loaded) < len(_OURS) and not waiting:
-        sys.meta_path.insert(0, _Waiter(_OURS.keys() - loaded))
+        sys.meta_path.insert(0, _Waiter(_OURS.keys() - set(loaded)))
+    for theirs in loaded:  # only now: ours import more of theirs
+        import_module(_OURS[theirs])
 
 
 class _Waiter(importlib.abc.MetaPathFinder):

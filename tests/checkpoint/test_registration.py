@@ -21,6 +21,10 @@ ORDERS = (
     "import fpe_hf, transformers.quantizers.auto",
     "import transformers.quantizers.auto, fpe_hf",
     "import fpe_hf.checkpoint.validate",
+    "from transformers import AutoModel; import fpe_hf, transformers.quantizers.auto",
+    "from transformers import AutoTokenizer; import fpe_hf, transformers.quantizers.auto",
+    "from transformers import AutoConfig; import fpe_hf; from transformers import AutoModel, Trainer",
+    "import fpe_hf; from transformers import AutoModelForCausalLM, Trainer",
 )
 IN_FORKS = """
 import os, sys, torch  # the slow part of every import, done once
