@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -60,6 +61,7 @@ def fused(mlp: MLP, x: Tensor, *operands: Tensor | None) -> Tensor:
     Returns:
         `[..., out_features]`.
     """
+    _settle_allocator()
     rows = x.reshape(-1, mlp.spec.in_features)
     # Within an autograd function nothing tells whether its result will have gradients.
     trained = torch.is_grad_enabled() and any(
@@ -68,6 +70,16 @@ def fused(mlp: MLP, x: Tensor, *operands: Tensor | None) -> Tensor:
     keep = trained and not mlp.recompute
     result: Tensor = _Fused.apply(mlp, keep, rows, *operands)  # type: ignore[no-untyped-call]
     return result.view(*x.shape[:-1], mlp.spec.out_features)
+
+
+@cache
+def _settle_allocator() -> None:
+    """Has the C library keep the memory of freed tensors rather than fetch it anew each time.
+
+    glibc does so once something as large has been freed, up to 32 MiB: most programs come to that
+    sooner or later, and pieces are too small to bring it about.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8, device="cpu")
 
 
 def plain(mlp: MLP, x: Tensor, *operands: Tensor | None) -> Tensor:
