@@ -23,7 +23,7 @@ ORDERS = (
     "import fpe_hf.checkpoint.validate",
     "from transformers import AutoModel; import fpe_hf, transformers.quantizers.auto",
     "from transformers import AutoTokenizer; import fpe_hf, transformers.quantizers.auto",
-    "from transformers import AutoConfig; import fpe_hf; from transformers import AutoModel, Trainer",
+    "from transformers import AutoConfig; import fpe_hf; from transformers import AutoModel",
     "import fpe_hf; from transformers import AutoModelForCausalLM, Trainer",
 )
 IN_FORKS = """
