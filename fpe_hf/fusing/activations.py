@@ -13,7 +13,7 @@ from torch.nn import functional
 from ..layers.subclass import own_class
 
 _ELEMENTWISE = (
-    nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity, nn.LeakyReLU,
+    nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU,
     nn.LogSigmoid, nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus,
     nn.Softsign, nn.Tanh,
 )  # fmt: skip
@@ -79,14 +79,16 @@ def form_of(activation: Any) -> Form | None:
     """How to compute an activation in few passes, or `None` if that is not known.
 
     Args:
-        activation: A module (see `is_activation`) or a function of `torch`.
+        activation: A module (see `is_activation`), or anything else.
     """
     if not isinstance(activation, nn.Module):
-        plain = {functional.gelu: GELU, functional.relu: RELU, torch.relu: RELU}
-        return {**plain, functional.silu: SILU}.get(activation)
+        return None
     kind = own_class(activation)
     if kind is nn.GELU:
         return GELU_TANH if activation.approximate == "tanh" else GELU
     if kind in (nn.ReLU, nn.SiLU):
         return RELU if kind is nn.ReLU else SILU
+    act = getattr(activation, "act", functional.gelu)  # GELUActivation and GELUTanh hold one
+    if getattr(act, "func", act) is not functional.gelu:
+        return None
     return _BY_NAME.get(kind.__name__) if kind.__module__ == "transformers.activations" else None

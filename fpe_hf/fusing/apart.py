@@ -1,10 +1,11 @@
 """Larger modules in which up projection, activation and down projection lie side by side.
 
-While such a module runs, its up projection computes the whole block, and the activation and the
-down projection hand the result on. Only its first run can tell whether that is allowed: it is
-watched, and if anything but the activation and the down projection reads the hidden activations, or
-anything changes them on their way, the module goes on as its own program says. Dropout can make the
-difference, so training and evaluation are told apart.
+While such a module of transformers runs, its up projection computes the whole block, and the
+activation and the down projection hand the result on. Whether that is allowed is found out once, by
+a run without gradients that is watched and whose outputs are thrown away: if anything but the
+activation and the down projection reads the hidden activations, or anything changes them on their
+way, the module goes on as its own program says. Dropout can make the difference, so what is found
+holds for one mode and one set of dropout rates.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import FusingError
@@ -35,13 +36,17 @@ class Apart:
     Attributes:
         parts: The parts of the block.
         candidates: Names of the activations that may lie between.
-        activation: Training or not -> the name of the activation between, as the first run
-            showed; `None` if the block must not be one operation.
+        stock: The forward that was looked at.
+        methods: Names of the module's methods.
+        activation: Mode and dropout rates -> the name of the activation between, `None` if the
+            block must not be one operation.
     """
 
     parts: Parts
     candidates: tuple[str, ...]
-    activation: dict[bool, str | None] = field(default_factory=dict)
+    stock: Callable[..., Any]
+    methods: frozenset[str]
+    activation: dict[tuple[Any, ...], str | None] = field(default_factory=dict)
 
     def is_watched(self, module: nn.Module, activation: str | None = None) -> bool:
         """Whether anybody would notice that the parts, or what is between, are not called."""
@@ -58,17 +63,19 @@ class _Run:
         module: The module.
         own: What it goes by.
         result: What its up projection computed, until its down projection has handed it on.
-        watcher: What watches the run, if it is a first one.
+        watcher: What watches the run, if its outputs are thrown away.
+        state: The mode and the dropout rates.
     """
 
     module: nn.Module
     own: Apart
+    state: tuple[Any, ...]
     result: Tensor | None = None
     watcher: _Watcher | None = None
 
     def changed(self) -> FusingError:
         """The error of a module that does not do what it did in its first run."""
-        self.own.activation[self.module.training] = None
+        self.own.activation[self.state] = None
         return FusingError(
             f"{type(self.module).__name__} changed since its first run: {self.own.parts.down!r} no "
             "longer reads what the activation made. Run it again: from now on it computes every "
@@ -94,14 +101,19 @@ def _running(run: _Run) -> Iterator[None]:
 
 
 def install(module: nn.Module, parts: Parts) -> None:
-    """Has a module compute a block as one operation, once its first run shows that it may.
+    """Has a module of transformers compute a block as one operation, if it turns out that it may.
 
     Args:
         module: It holds the block.
         parts: The block's parts, with one up projection.
     """
+    kind = type(module)
+    if not kind.__module__.startswith("transformers.models."):
+        return
     candidates = tuple(name for name, own in module.named_modules() if is_activation(own))
-    module.__dict__["_fpe_apart"] = Apart(parts, candidates)
+    methods = frozenset(name for name in dir(kind) if callable(getattr(kind, name, None)))
+    own = Apart(parts, candidates, kind.forward, methods)
+    module.__dict__["_fpe_apart"] = own
     roles: list[tuple[str, Forward]] = [("", _forward), (parts.ups[0], _up), (parts.down, _down)]
     for name, forward in (*roles, *((name, _activation) for name in candidates)):
         part = module.get_submodule(name)
@@ -112,18 +124,20 @@ def install(module: nn.Module, parts: Parts) -> None:
 def _forward(module: Any, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     own: Apart | None = module.__dict__.get("_fpe_apart")
     x = args[0] if args else None
-    if own is None or not is_ordinary() or not (isinstance(x, Tensor) and is_allowed(x)):
+    if (
+        own is None
+        or not isinstance(x, Tensor)
+        or not is_ordinary(x)
+        or not is_allowed(x)
+        or stock is not own.stock
+        or not own.methods.isdisjoint(module.__dict__)
+    ):
         return stock(module, *args, **kwargs)
-    run = _Run(module, own)
-    if module.training not in own.activation:
-        if own.is_watched(module):
-            return stock(module, *args, **kwargs)
-        run.watcher = _Watcher()
-        with _running(run), run.watcher:
-            result = stock(module, *args, **kwargs)
-        own.activation[module.training] = run.watcher.verdict(result)
-        return result
-    if own.activation[module.training] is None:
+    state = _state(module)
+    if state not in own.activation and not _find_out(_Run(module, own, state), args, kwargs):
+        return stock(module, *args, **kwargs)
+    run = _Run(module, own, state)
+    if own.activation[state] is None:
         return stock(module, *args, **kwargs)
     with _running(run):
         result = stock(module, *args, **kwargs)
@@ -132,13 +146,41 @@ def _forward(module: Any, stock: Callable[..., Any], *args: Any, **kwargs: Any) 
     return result
 
 
+def _state(module: nn.Module) -> tuple[Any, ...]:
+    """The mode and the dropout rates of a module."""
+    rates = [own for name, own in module.__dict__.items() if "drop" in name]
+    drops = [
+        (own.p, own.training) for own in module._modules.values() if isinstance(own, nn.Dropout)
+    ]
+    return (module.training, *rates, *drops)
+
+
+def _find_out(run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Runs a module for nothing but to see what becomes of hidden activations.
+
+    Returns:
+        Whether it could: somebody would notice, or the run would leave traces, as in a cache.
+    """
+    plain = (Tensor, bool, int, float, str, type(None))
+    if not all(isinstance(leaf, plain) for leaf in tree_leaves((args, kwargs))):
+        return False
+    inner = [own for own in run.module.modules() if own is not run.module]
+    if is_watched(own for own in inner) or torch.is_inference_mode_enabled():
+        return False
+    run.watcher = _Watcher()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), _running(run), run.watcher:
+        result = run.own.stock(run.module, *args, **kwargs)
+    run.own.activation[run.state] = run.watcher.verdict(result)
+    return True
+
+
 def _up(layer: Any, stock: Callable[..., Any], x: Tensor) -> Any:
     run = _run_of(layer, lambda own: own.parts.ups)
     if run is None:
         return stock(layer, x)
     if run.watcher is not None:
-        return run.watcher.up(x, stock(layer, x))
-    run.result = _compute(run, run.own.activation[run.module.training], x)
+        return run.watcher.up(stock(layer, x))
+    run.result = _compute(run, run.own.activation[run.state], x)
     return stock(layer, x) if run.result is None else run.result
 
 
@@ -157,12 +199,9 @@ def _down(layer: Any, stock: Callable[..., Any], x: Tensor) -> Any:
     if run is None:
         return stock(layer, x)
     if run.watcher is not None:
-        read = run.watcher.down(x)
+        run.watcher.down(x)
         with run.watcher.allowed():
-            # The same numbers as later runs will make.
-            with _disable_current_modes():
-                result = None if read is None else _compute(run, run.watcher.name, read)
-            return stock(layer, x) if result is None else result
+            return stock(layer, x)
     if run.result is None:
         return stock(layer, x)
     if x is not run.result:
@@ -186,6 +225,8 @@ def _compute(run: _Run, activation: str | None, x: Tensor) -> Tensor | None:
     own = None if activation is None else submodule(run.module, activation)
     if layers is None or activation is None or own is None or not is_activation(own):
         return None
+    if not is_given(own):  # another has taken its place
+        return None
     if run.own.is_watched(run.module, activation):
         return None
     program = Program((Step(activation, (Value(0),), {}),))
@@ -204,7 +245,7 @@ class _Watcher(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.name: str | None = None
         self.hidden: list[Tensor] = []
-        self._read: Tensor | None = None
+        self._made: Tensor | None = None
         self._expected: Tensor | None = None
         self._fine, self._calls, self._inside = True, 0, False
 
@@ -217,28 +258,26 @@ class _Watcher(TorchDispatchMode):
         finally:
             self._inside = False
 
-    def up(self, x: Tensor, made: Tensor) -> Tensor:
-        """Notes what the up projection read and made."""
-        self._fine &= self._read is None
-        self._read, self._expected = x, None
+    def up(self, made: Tensor) -> Tensor:
+        """Notes what the up projection made."""
+        self._fine &= self._made is None and self._expected is None
+        self._made = made
         self.hidden.append(made)
         return made
 
     def activation(self, name: str | None, x: Tensor, made: Tensor) -> Tensor:
         """Notes what an activation made."""
-        if self.hidden and x is self.hidden[-1]:
-            self._fine &= name is not None and self.name in (None, name)
-            self.name, self._expected = name, made
+        if self._is_hidden(x):
+            self._fine &= x is self._made and name is not None and self.name in (None, name)
+            self.name, self._made, self._expected = name, None, made
             self.hidden.append(made)
         return made
 
-    def down(self, x: Tensor) -> Tensor | None:
-        """What the up projection read, if the down projection reads what came of it."""
-        read = self._read if x is self._expected else None
-        self._fine &= read is not None
-        self._read = self._expected = None
+    def down(self, x: Tensor) -> None:
+        """Notes what the down projection reads."""
+        self._fine &= x is self._expected
+        self._expected = None
         self._calls += 1
-        return read
 
     def verdict(self, result: Any) -> str | None:
         """The activation through which all hidden activations went, if nothing else read them."""

@@ -27,9 +27,11 @@ def fuse(model: nn.Module) -> None:
     for module, spec, parts in list(_holders(model)):
         program = recognize(module, spec, parts.ups, parts.down)
         if program is not None:
-            module.__dict__["_fpe_whole"] = whole.Whole(parts, program)
+            module.__dict__["_fpe_whole"] = whole.Whole(
+                parts, program, type(module).forward, tuple(module._modules)
+            )
             give(module, whole.forward)
-        elif spec.sources == 1:
+        elif spec.sources == 1 and len(parts.ups) == 1:
             apart.install(module, parts)
 
 

@@ -13,31 +13,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
 
 from ..layers import FPELayer
 from ..planning import BlockSpec
 from .activations import form_of, is_activation
 
-_FUNCTIONS = frozenset(
-    [
-        getattr(functional, name)
-        for name in "celu elu gelu hardsigmoid hardswish leaky_relu logsigmoid mish relu relu6 "
-        "selu sigmoid silu softplus tanh".split()
-    ]
-    + [
-        getattr(torch, name)
-        for name in "abs add clamp erf exp mul neg pow relu sigmoid sqrt square sub tanh".split()
-    ]
-    + [getattr(operator, name) for name in "add mul neg pow sub truediv".split()]
-)
-
-_METHODS = frozenset("add clamp contiguous mul neg pow relu sigmoid square sub tanh".split())
+_PRODUCTS = (operator.mul, torch.mul)
+"""The only functions that may lie between. Others take numbers, or are kept in attributes, that
+could be changed later."""
 
 
 def is_idle(module: nn.Module) -> bool:
     """Whether a module hands on what it gets: dropout that drops nothing."""
-    return isinstance(module, nn.Dropout) and (module.p == 0.0 or not module.training)
+    return type(module) is nn.Dropout and (module.p == 0.0 or not module.training)
 
 
 Between = Callable[..., Tensor]
@@ -133,11 +121,19 @@ def recognize(
         ups: Names of the up projections in `module`, gate first.
         down: Name of the down projection in `module`.
     """
+    kind = type(module)
+    if kind is not nn.Sequential and not kind.__module__.startswith("transformers.models."):
+        return None  # anybody's class may do anything, in any mode, at any time
+    mode = module.training
+    found = []
     try:
-        graph = _Tracer().trace(module)
-        return _Reader(module, spec, ups, down).read(graph)
+        for module.training in (True, False):
+            found.append(_Reader(module, spec, ups, down).read(_Tracer().trace(module)))
     except Exception:  # whatever a program does with symbols that it cannot do
         return None
+    finally:
+        module.training = mode
+    return found[0] if found[0] == found[1] else None
 
 
 class _Tracer(fx.Tracer):
@@ -188,8 +184,7 @@ class _Reader:
         do: Any = getattr(Tensor, str(node.target)) if node.op == "call_method" else node.target
         if first == "both" or isinstance(first, tuple):
             return self._apart(do, node, first)
-        known = node.target in (_METHODS if node.op == "call_method" else _FUNCTIONS)
-        self._expect(known and not node.kwargs.get("inplace"))
+        self._expect(node.target in _PRODUCTS and len(node.args) == 2 and not node.kwargs)
         return self._step(do, node)
 
     def _of_module(self, name: str, node: fx.Node, first: Any) -> Any:
@@ -202,7 +197,7 @@ class _Reader:
             self._expect(self._is_last(first))
             return "output"
         module = self.module.get_submodule(name)
-        if isinstance(module, nn.Dropout):
+        if type(module) is nn.Dropout:
             if first == "output":
                 self.drops["output"].append(name)
             else:
@@ -224,12 +219,9 @@ class _Reader:
         return Value(self.spec.sources + len(self.steps) - 1)
 
     def _argument(self, own: Any) -> Any:
-        if isinstance(own, fx.Node):
-            value = self.values[own]
-            self._expect(isinstance(value, Value))
-            return value
-        self._expect(own is None or isinstance(own, (bool, int, float, str)))
-        return own
+        value = self.values[own] if isinstance(own, fx.Node) else None
+        self._expect(isinstance(value, Value))
+        return value
 
     def _apart(self, do: Callable[..., Any], node: fx.Node, first: Any) -> Any:
         """Gate and up, where a program takes them apart: found by doing so with row numbers."""

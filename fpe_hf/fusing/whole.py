@@ -15,6 +15,7 @@ from torch.nn.modules import module as torch_module
 from ..kernels import dispatch
 from ..kernels.fused import MLP, fused
 from ..layers import BlockDown, BlockUp
+from ..layers.subclass import own_class
 from ..linear import CHANNEL_AXES
 from .activations import is_activation
 from .recognize import Program, is_idle
@@ -52,10 +53,10 @@ class Parts:
     def layers(self, module: nn.Module) -> tuple[list[BlockUp], BlockDown] | None:
         """The projections, or `None` if others have taken their places."""
         *ups, down = (submodule(module, name) for name in (*self.ups, self.down))
-        found = [up for up in ups if isinstance(up, BlockUp)]
+        found = [up for up in ups if isinstance(up, BlockUp) and own_class(up) is BlockUp]
         if len(found) != len(ups) or not isinstance(down, BlockDown):
             return None
-        return found, down
+        return (found, down) if own_class(down) is BlockDown else None
 
 
 def submodule(module: nn.Module, name: str) -> nn.Module | None:
@@ -116,25 +117,30 @@ class Whole:
     Attributes:
         parts: The parts of the block.
         program: What the module does.
+        stock: The forward in which that was read.
+        children: Names of the module's children then.
     """
 
     parts: Parts
     program: Program
+    stock: Callable[..., Any]
+    children: tuple[str, ...]
 
 
 def forward(module: Any, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The forward of a module that is an MLP and nothing else."""
-    x = args[0] if args else next(iter(kwargs.values()), None)
     result = None
-    if isinstance(x, Tensor) and len(args) + len(kwargs) == 1 and is_allowed(x):
-        result = _fused(module, x)
+    if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and is_allowed(args[0]):
+        result = _fused(module, stock, args[0])
     return stock(module, *args, **kwargs) if result is None else result
 
 
-def _fused(module: nn.Module, x: Tensor) -> Tensor | None:
+def _fused(module: nn.Module, stock: Callable[..., Any], x: Tensor) -> Tensor | None:
     own: Whole | None = module.__dict__.get("_fpe_whole")
-    layers = None if own is None else own.parts.layers(module)
-    if own is None or layers is None:
+    if own is None or stock is not own.stock or tuple(module._modules) != own.children:
+        return None
+    layers = own.parts.layers(module)
+    if layers is None:
         return None
     program = own.program
     activations = [submodule(module, name) for name in program.submodules]

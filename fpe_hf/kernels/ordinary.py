@@ -12,9 +12,13 @@ def is_ordinary(*tensors: Tensor | None) -> bool:
 
     Not so for fake, distributed and other special tensors, batches of gradients, within
     `torch.compile`, `torch.export`, `torch.jit.trace`, transforms of `torch.func`, forward-mode
-    differentiation and under a dispatch mode.
+    differentiation and under a dispatch or function mode.
     """
-    return is_readable(*tensors) and torch._C._len_torch_dispatch_stack() == 0
+    return (
+        is_readable(*tensors)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+    )
 
 
 def is_readable(*tensors: Tensor | None) -> bool:

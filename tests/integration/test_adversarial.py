@@ -396,6 +396,8 @@ def test_blocks_are_fused_unless_somebody_looks(
 class Pair(nn.Module):
     """Up projection, activation and down projection side by side, and what may go wrong."""
 
+    __module__ = "transformers.models.made_up"  # others are not fused
+
     def __init__(self) -> None:
         super().__init__()
         self.up, self.act, self.down = nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16)
@@ -552,3 +554,78 @@ def test_compiled_to_one_graph(family: str, layout: str) -> None:
     torch._dynamo.reset()
     found = out(torch.compile(model, backend="eager", fullgraph=True), inputs)
     torch.testing.assert_close(found, out(model, inputs))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_checkpointing_whole_layers_from_the_first_run(family: str, reentrant: bool) -> None:
+    model = fpe_hf.widen(tiny_model(family), layout="block").train()
+    other = copy.deepcopy(model)
+    inputs = tiny_inputs(model)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    for own in (model, other):
+        torch.manual_seed(0)
+        out(own, inputs).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, other.get_parameter(name).grad)
+
+
+def chain() -> Any:
+    model = nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16))
+    return fpe_hf.widen(model, layout="block", example_inputs=(torch.randn(1, 16),))
+
+
+def test_a_chain_may_grow() -> None:
+    model, x = chain(), torch.randn(8, 16)
+    model.append(nn.Linear(16, 3))
+    assert model(x).shape == (8, 3)
+
+
+def test_classes_may_be_patched_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = fpe_hf.widen(tiny_model("llama"), layout="block"), torch.randn(8, 32)
+    mlp = model.get_submodule("model.layers.0.mlp")
+    expected = 2 * mlp(x)
+    kind = type(mlp).__mro__[1]
+    stock = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda self, x: 2 * stock(self, x))
+    torch.testing.assert_close(mlp(x), expected)
+
+
+def test_activations_may_be_exchanged() -> None:
+    x = torch.randn(8, 16)
+    for other in (nn.ReLU(), nn.PReLU(), nn.LayerNorm(48), nn.Softmax(-1)):
+        model = chain()
+        model(x)
+        model[1] = other
+        found = model(x)
+        with unfused():
+            torch.testing.assert_close(found, model(x))
+
+
+class Moody(nn.Module):
+    """Does something else in training, and with another scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.act, self.down = nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16)
+        self.scale = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.act(self.up(x)) * self.scale
+        if self.training:
+            hidden = hidden * 0.5
+        result: Tensor = self.down(hidden)
+        return result
+
+
+def test_programs_of_unknown_classes_are_run_as_they_are() -> None:
+    x = torch.randn(8, 16)
+    model = Moody().eval()
+    fpe_hf.widen(model, layout="block", example_inputs=(x,))
+    before = model(x)
+    model.scale = 3.0
+    model.train()
+    found = model(x)
+    assert not torch.allclose(found, before)
+    with unfused():
+        torch.testing.assert_close(found, model(x))
