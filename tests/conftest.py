@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import pytest
@@ -18,6 +19,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("fpe_hf")
+
+
+@pytest.fixture(autouse=True)
+def _audible() -> None:
+    """Commands that were run in this process may have silenced the package."""
+    logging.getLogger("fpe_hf").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)

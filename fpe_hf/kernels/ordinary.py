@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils._device import DeviceContext
 
 
 def is_ordinary(*tensors: Tensor | None) -> bool:
@@ -17,8 +18,16 @@ def is_ordinary(*tensors: Tensor | None) -> bool:
     return (
         is_readable(*tensors)
         and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
+        and not _functions_are_watched()
     )
+
+
+def _functions_are_watched() -> bool:
+    """Whether there is a function mode other than that of `torch.set_default_device`."""
+    if torch._C._len_torch_function_stack() == 0:
+        return False
+    modes = torch.overrides._get_current_function_mode_stack()
+    return not all(isinstance(mode, DeviceContext) for mode in modes)
 
 
 def is_readable(*tensors: Tensor | None) -> bool:
