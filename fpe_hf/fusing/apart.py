@@ -25,7 +25,7 @@ from ..errors import FusingError
 from ..kernels.ordinary import is_ordinary
 from ..layers.subclass import Forward, give, is_given
 from .activations import is_activation
-from .recognize import Program, Step, Value
+from .recognize import Program, Step, Value, is_of_transformers
 from .whole import Parts, compute, is_allowed, is_watched, submodule
 
 
@@ -108,7 +108,7 @@ def install(module: nn.Module, parts: Parts) -> None:
         parts: The block's parts, with one up projection.
     """
     kind = type(module)
-    if not kind.__module__.startswith("transformers.models."):
+    if not is_of_transformers(module):
         return
     candidates = tuple(name for name, own in module.named_modules() if is_activation(own))
     methods = frozenset(name for name in dir(kind) if callable(getattr(kind, name, None)))
@@ -223,13 +223,13 @@ def _compute(run: _Run, activation: str | None, x: Tensor) -> Tensor | None:
     """The block's outputs by one operation, or `None` if it must not be one here."""
     layers = run.own.parts.layers(run.module)
     own = None if activation is None else submodule(run.module, activation)
-    if layers is None or activation is None or own is None or not is_activation(own):
+    if layers is None or activation is None or own is None:
         return None
-    if not is_given(own):  # another has taken its place
+    if not (is_activation(own) and is_given(own)):  # another has taken its place
         return None
     if run.own.is_watched(run.module, activation):
         return None
-    program = Program((Step(activation, (Value(0),), {}),))
+    program = Program((Step(activation, (Value(0),)),))
     return compute(*layers, program.between(run.module), x)
 
 

@@ -7,7 +7,7 @@ elementwise, and everything that is not understood is a no.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,12 @@ from .activations import form_of, is_activation
 _PRODUCTS = (operator.mul, torch.mul)
 """The only functions that may lie between. Others take numbers, or are kept in attributes, that
 could be changed later."""
+
+
+def is_of_transformers(module: nn.Module) -> bool:
+    """Whether a module's class is one of transformers' models: anybody else's may do anything, in
+    any mode, at any time."""
+    return type(module).__module__.startswith("transformers.models.")
 
 
 def is_idle(module: nn.Module) -> bool:
@@ -43,19 +49,12 @@ class Step:
     """An elementwise operation.
 
     Attributes:
-        do: A function, or the name of a submodule.
-        args: Its arguments, numbers and `Value`s.
-        kwargs: Named ones.
+        do: A product, or the name of an activation.
+        args: What it reads.
     """
 
     do: Callable[..., Tensor] | str
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    @property
-    def values(self) -> list[Value]:
-        """The values that it reads."""
-        return [own for own in self.args if isinstance(own, Value)]
+    args: tuple[Value, ...]
 
 
 @dataclass(frozen=True)
@@ -82,25 +81,23 @@ class Program:
 
         It may be told to overwrite its arguments.
         """
-        last = {value: at for at, step in enumerate(self.steps) for value in step.values}
+        last = {value: at for at, step in enumerate(self.steps) for value in step.args}
         steps = []
         for at, step in enumerate(self.steps):
             do = module.get_submodule(step.do) if isinstance(step.do, str) else step.do
-            new, in_place = do, do
-            form = None if step.kwargs or len(step.args) > 1 else form_of(do)
-            if form is not None:
-                new, in_place = form.new, form.in_place
-            elif do in (operator.mul, torch.mul) and len(step.values) == 2:
+            form = form_of(do)
+            new, in_place = (do, do) if form is None else (form.new, form.in_place)
+            if do in _PRODUCTS:
                 in_place = Tensor.mul_
-            if not step.values or last[step.values[0]] > at:  # it is read again
+            if last[step.args[0]] > at:  # it is read again
                 in_place = new
-            steps.append((new, in_place, step.args, step.kwargs))
+            steps.append((new, in_place, step.args))
 
         def run(*sources: Tensor, overwrite: bool = False) -> Tensor:
             values = list(sources)
-            for new, in_place, args, kwargs in steps:
-                own = [values[a.number] if isinstance(a, Value) else a for a in args]
-                values.append((in_place if overwrite else new)(*own, **kwargs))
+            for new, in_place, args in steps:
+                own = [values[value.number] for value in args]
+                values.append((in_place if overwrite else new)(*own))
             return values[-1]
 
         return run
@@ -121,9 +118,8 @@ def recognize(
         ups: Names of the up projections in `module`, gate first.
         down: Name of the down projection in `module`.
     """
-    kind = type(module)
-    if kind is not nn.Sequential and not kind.__module__.startswith("transformers.models."):
-        return None  # anybody's class may do anything, in any mode, at any time
+    if type(module) is not nn.Sequential and not is_of_transformers(module):
+        return None
     mode = module.training
     found = []
     try:
@@ -212,10 +208,7 @@ class _Reader:
         return bool(self.steps) and value == Value(last)
 
     def _step(self, do: Callable[..., Tensor] | str, node: fx.Node) -> Value:
-        args = tuple(self._argument(own) for own in node.args)
-        kwargs = {name: self._argument(own) for name, own in node.kwargs.items()}
-        self._expect(not any(isinstance(own, Value) for own in kwargs.values()))
-        self.steps.append(Step(do, args, kwargs))
+        self.steps.append(Step(do, tuple(self._argument(own) for own in node.args)))
         return Value(self.spec.sources + len(self.steps) - 1)
 
     def _argument(self, own: Any) -> Any:
