@@ -210,6 +210,10 @@ def _down(layer: Any, stock: Callable[..., Any], x: Tensor) -> Any:
     return x
 
 
+FORWARDS = (_forward, _up, _activation, _down)
+"""What modules are given."""
+
+
 def _run_of(part: nn.Module, names: Callable[[Apart], Iterable[str]]) -> _Run | None:
     """The run in which a module plays one of the parts of these names."""
     if torch.compiler.is_compiling():

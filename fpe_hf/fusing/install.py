@@ -38,7 +38,7 @@ def fuse(model: nn.Module) -> None:
 def unfuse(model: nn.Module) -> None:
     """Undoes `fuse`."""
     for module in model.modules():
-        take_back(module)
+        take_back(module, whole.forward, *apart.FORWARDS)
         for name in ("_fpe_whole", "_fpe_apart"):
             module.__dict__.pop(name, None)
 

@@ -49,7 +49,7 @@ def move_out(host: nn.Module) -> None:
     """Takes the layers out of a host; its packed parameters stay to be replaced."""
     for name, _ in list(_layers(host)):
         del host._modules[PREFIX + name]
-    take_back(host)
+    take_back(host, _forward)
 
 
 def _layers(host: nn.Module) -> Iterator[tuple[str, FPELayer]]:

@@ -37,9 +37,10 @@ def is_given(module: nn.Module) -> bool:
     return own_class(module) is not type(module)
 
 
-def take_back(module: nn.Module) -> None:
-    """Undoes `give`."""
-    module.__class__ = own_class(module)
+def take_back(module: nn.Module, *forwards: Forward) -> None:
+    """Undoes `give`, if what was given is one of `forwards`."""
+    if getattr(type(module), "_fpe_forward", None) in forwards:
+        module.__class__ = own_class(module)
 
 
 @cache
@@ -52,7 +53,13 @@ def _subclass(stock: type[nn.Module], forward: Forward) -> type[nn.Module]:
         return _rebuild, (stock, forward), self.__dict__.copy()
 
     names = {name: getattr(stock, name) for name in ("__module__", "__qualname__", "__doc__")}
-    body = {**names, "forward": run, "__reduce_ex__": reduce, "_fpe_stock": stock}
+    body = {
+        **names,
+        "forward": run,
+        "__reduce_ex__": reduce,
+        "_fpe_stock": stock,
+        "_fpe_forward": forward,
+    }
     return type(stock.__name__, (stock,), body)
 
 

@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fpe_hf
 from fpe_hf.errors import FusingError
-from fpe_hf.fusing import unfused, whole
+from fpe_hf.fusing import unfuse, unfused, whole
 from fpe_hf.kernels import dispatch
 from fpe_hf.kernels.fused import fused
 from fpe_hf.layers import FPELayer
@@ -629,3 +629,14 @@ def test_programs_of_unknown_classes_are_run_as_they_are() -> None:
     assert not torch.allclose(found, before)
     with unfused():
         torch.testing.assert_close(found, model(x))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unfusing_leaves_the_rest_as_it_is(family: str) -> None:
+    model, _, inputs = copy.deepcopy(made(family, "block"))
+    expected = out(model, inputs)
+    unfuse(model)
+    torch.testing.assert_close(out(model, inputs), expected)
+    assert not any(
+        "_fpe_whole" in m.__dict__ or "_fpe_apart" in m.__dict__ for m in model.modules()
+    )
