@@ -58,7 +58,7 @@ def verify_model(
     """
     tensors = _named_in_model(model, opened, quantizer)
     known = model.state_dict()
-    shapes = {name: _shape(*tensors[name]) for name in known.keys() & tensors.keys()}
+    shapes = {name: _shape(*tensors[name]) for name in known if name in tensors}
     check_backing(model, [n for n, found in shapes.items() if found == known[n].shape], stored)
     if strict or is_saved_class(model):
         _check_present(model, known, tensors)
