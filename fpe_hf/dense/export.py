@@ -43,7 +43,10 @@ def to_dense(
         ExportError: No config of the model's class has the widths it would need, and blocks cannot
             be merged.
         DiscoveryError: The blocks that stayed dense must be found, but the model cannot be traced.
+        OverwrittenError: The indices of a layer were overwritten.
     """
+    for _, layer in fpe_layers(model):
+        layer.index_buffers()
     layers = (Projection.of_layer(name, layer) for name, layer in fpe_layers(model))
     widened = {projection.weight: projection for projection in layers}
     if not widened:

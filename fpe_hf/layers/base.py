@@ -217,17 +217,18 @@ class FPELayer(nn.Module):
         if own is None or value.is_meta:
             return value
         if not self._seal.fits(name, value):
-            if value is own and not (distributed.is_available() and distributed.is_initialized()):
+            if self._seal.fits(name, own):
+                if self._seal.averaged(name, value):
+                    value = self._buffers[name] = own.to(value.device, copy=True)
+            elif distributed.is_available() and distributed.is_initialized():
+                self.check(self.spec.name)  # processes are made equal by writing to their buffers
+                self.seal()
+            else:
                 raise OverwrittenError(
                     f"index buffer {name!r} of block {self.spec.name!r} was overwritten, as by an "
                     "average of buffers: average into a copy.deepcopy of the model, which mends "
                     "itself, or leave integers out. Load this model again."
                 )
-            if value is own:  # processes are made equal by writing to their buffers
-                self.check(self.spec.name)
-                self.seal()
-            elif self._seal.fits(name, own) and self._seal.averaged(name, value):
-                value = self._buffers[name] = own.to(value.device, copy=True)
         self._stamps.note(name, value)
         return value
 
@@ -263,7 +264,14 @@ class FPELayer(nn.Module):
         return torch.device("cpu") if device.type == "meta" else device
 
     def index_buffers(self) -> dict[str, Tensor]:
-        """The buffers that say where the weights belong, by name, stored or derived."""
+        """The buffers that say where the weights belong, by name, stored or derived.
+
+        Each is compared with what was sealed, as writes to `.data` count no version.
+
+        Raises:
+            OverwrittenError: One has been overwritten, and there is no copy.
+        """
+        self._stamps.clear()
         buffers = ((name, getattr(self, name, None)) for name in INDEX_BUFFERS)
         return {name: buffer for name, buffer in buffers if buffer is not None}
 
@@ -400,6 +408,8 @@ class FPELayer(nn.Module):
         *rest: Any,
     ) -> None:
         name, stored = prefix.removesuffix("."), self.stored()
+        if any(prefix + own not in state_dict for own in stored.keys() & INDEX_BUFFERS):
+            self.index_buffers()  # what stays must be as sealed
         state_dict = self._without_averages(state_dict, prefix)
         self.verify(name, self.of_state(name, state_dict))
         super()._load_from_state_dict(
