@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -42,6 +41,7 @@ class FPELayer(nn.Module):
         stock: What it replaced (see `fpe_hf.linear`), and what `to_dense` makes of it.
         in_features: Width of its input.
         out_features: Width of its output.
+        values: How many weights it keeps.
         weight: The kept weights, `[values]`; named after the parent's parameter so that stock
             transformers refuses the file instead of re-initialising the layer.
         bias: Bias or `None`.
@@ -76,6 +76,7 @@ class FPELayer(nn.Module):
         self.stock = stock
         self.in_features = in_features
         self.out_features = out_features
+        self.values = values
         self.weight = nn.Parameter(torch.empty(values, dtype=dtype, device=device))
         if biases:
             self.bias = nn.Parameter(torch.empty(biases, dtype=dtype, device=device))
@@ -186,7 +187,7 @@ class FPELayer(nn.Module):
     def __getattr__(self, name: str) -> Any:
         host, names = self.__dict__.get("_host", (None, {}))
         if name in names:
-            return host._parameters[names[name]]
+            return getattr(host, names[name])
         value: Any = super().__getattr__(name)
         if name not in INDEX_BUFFERS or value is None or torch.compiler.is_compiling():
             return value
@@ -243,9 +244,22 @@ class FPELayer(nn.Module):
         return self
 
     def numbers(self) -> dict[str, nn.Parameter]:
-        """The trainable tensors by name, wherever they are registered."""
-        found = ((name, getattr(self, name, None)) for name in ("weight", "bias", "coupling"))
+        """The trainable tensors by name, wherever they are registered.
+
+        Not those that torch computes from others, for a parametrization or for pruning.
+        """
+        host = self.__dict__.get("_host", (self,))[0]
+        names = ((name, self.host_names.get(name)) for name in ("weight", "bias", "coupling"))
+        found = (
+            (name, (self if own is None else host)._parameters.get(own or name))
+            for name, own in names
+        )
         return {name: parameter for name, parameter in found if parameter is not None}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the trainable tensors are."""
+        return next(iter((*self.numbers().values(), self.checksum))).device
 
     def key(self, name: str, tensor: str) -> str:
         """Name in a state dict of one of this layer's tensors.
@@ -260,8 +274,7 @@ class FPELayer(nn.Module):
 
     def index_device(self) -> torch.device:
         """Where derived tensors belong: beside the weights, or on the CPU if those are nowhere."""
-        device = self.weight.device
-        return torch.device("cpu") if device.type == "meta" else device
+        return torch.device("cpu") if self.device.type == "meta" else self.device
 
     def index_buffers(self) -> dict[str, Tensor]:
         """The buffers that say where the weights belong, by name, stored or derived.
@@ -282,8 +295,8 @@ class FPELayer(nn.Module):
                 self._parameters[name] = nn.Parameter(tensor)
             else:
                 self._buffers[name] = tensor
-        if self.checksum.device != self.weight.device:
-            self.checksum = torch.full_like(self.checksum, UNVERIFIED, device=self.weight.device)
+        if self.checksum.device != self.device:
+            self.checksum = torch.full_like(self.checksum, UNVERIFIED, device=self.device)
         self.seal()
 
     def compute_checksum(self) -> Tensor:
@@ -297,8 +310,8 @@ class FPELayer(nn.Module):
         if not at_hand(*ordered):
             return torch.tensor(self.unsummed, dtype=torch.int64, device=self.checksum.device)
         # The mark is summed, too, so that exchanged projections are noticed.
-        mark = torch.tensor([self.mark], dtype=torch.int64, device="cpu").to(self.weight.device)
-        total = checksum(t.to(self.weight.device) for t in (mark, *ordered))
+        mark = torch.tensor([self.mark], dtype=torch.int64, device="cpu").to(self.device)
+        total = checksum(t.to(self.device) for t in (mark, *ordered))
         return torch.cat([total, mark])
 
     @property
@@ -378,7 +391,8 @@ class FPELayer(nn.Module):
 
     def _holding(self, tensors: Mapping[str, Tensor]) -> FPELayer:
         """A layer like this one, on its own, that holds other tensors."""
-        twin = copy.copy(self)
+        twin: FPELayer = object.__new__(type(self))  # torch forbids copies of parametrized modules
+        twin.__dict__.update(self.__dict__)
         twin.__dict__.pop("_host", None)
         twin._parameters = {**self._parameters, **self.numbers()}
         twin._buffers = dict(self._buffers)
@@ -421,7 +435,7 @@ class FPELayer(nn.Module):
             # After assign=True it is the caller's own tensor, of any dtype.
             buffer: Any = self._buffers[own]
             self._buffers[own] = buffer.to(stored[own].dtype)
-        if not self.weight.is_meta:
+        if self.device.type != "meta":
             self.checksum = torch.full_like(self.checksum, UNVERIFIED)
             self.settle()
 
@@ -465,7 +479,7 @@ class FPELayer(nn.Module):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"alpha={spec.alpha}, layout={spec.layout!r}, fan_out={spec.fan_out!r}, "
-            f"coupling={spec.coupling}, nonzeros={self.weight.numel()}"
+            f"coupling={spec.coupling}, nonzeros={self.values}"
         )
 
 

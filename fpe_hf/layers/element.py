@@ -130,7 +130,8 @@ class ElementUp(UpLayer):
         """`[..., inputs]` -> `[..., sources * hidden]`."""
         equal = self.coupling is None and self.spec.coupling == 1.0
         rows = self.parent_rows if equal else self.rows
-        if self.spec.experts == 1 and usable(x, self.in_features, rows, *self.numbers().values()):
+        numbers = self.weight, self.bias, self.coupling
+        if self.spec.experts == 1 and usable(x, self.in_features, rows, *numbers):
             return self._project_packed(x, rows)
         if equal and self.spec.fused is None:
             # All children of a parent see its full pre-activation: compute it once.
@@ -174,7 +175,7 @@ class ElementUp(UpLayer):
         keep = self._buffers["keep"]
         check_packed(f"{name}.owner", owner, self.bits, count, self.spec.alpha)
         if keep is not None:
-            check_keep(f"{name}.keep", keep, self.entries, self.weight.numel())
+            check_keep(f"{name}.keep", keep, self.entries, self.values)
 
     def reset_derived(self) -> None:
         if self.spec.assignment == "hash":
@@ -259,8 +260,10 @@ class ElementDown(DownLayer):
 
     def project(self, hidden: Tensor) -> Tensor:
         """`[..., hidden]` -> `[..., outputs]`."""
-        spec, numbers = self.spec, self.numbers().values()
-        if spec.experts > 1 or not usable(hidden, self.in_features, self.rows, *numbers):
+        spec = self.spec
+        if spec.experts > 1 or not usable(
+            hidden, self.in_features, self.rows, self.weight, self.bias
+        ):
             return functional.linear(hidden, self.dense_weight(), self.bias)
         x = hidden.reshape(-1, spec.alpha, spec.parents)
         result = sums(x, self.weight, self.keep, self.owner, self.rows)
@@ -272,10 +275,10 @@ class ElementDown(DownLayer):
         keep = self._buffers["keep"]
         if keep is not None:
             copies = self.spec.alpha if self._buffers["owner"] is None else 1
-            kept, remainder = divmod(self.weight.numel(), copies)
+            kept, remainder = divmod(self.values, copies)
             if remainder:
                 raise CheckpointError(
-                    f"tensor {name + '.weight'!r} has {self.weight.numel()} values, not a multiple "
+                    f"tensor {name + '.weight'!r} has {self.values} values, not a multiple "
                     f"of alpha={copies}."
                 )
             check_keep(f"{name}.keep", keep, self.entries, kept)
