@@ -152,5 +152,5 @@ def test_of_experts(layout: str) -> None:
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(fresh(**inputs)[0], model(**inputs)[0])
     assert not torch.allclose(model(**inputs)[0], plain)
-    with pytest.raises(ExportError, match="'.*experts.down_proj' is computed from other tensors"):
+    with pytest.raises(ExportError, match=r"'.*experts.down_proj' is computed from other tensors"):
         fpe_hf.to_dense(model)
