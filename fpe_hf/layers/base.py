@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed, fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ..errors import CheckpointError, InputShapeError, OverwrittenError
+from ..errors import CheckpointError, ExportError, InputShapeError, OverwrittenError
 from ..kernels.ordinary import is_ordinary, is_readable
 from ..linear import CHANNEL_AXES
 from ..planning import BlockSpec
@@ -93,10 +93,15 @@ class FPELayer(nn.Module):
         `dense_bias` instead.
 
         Raises:
-            InputShapeError: `x` is wider or narrower than `in_features`.
+            InputShapeError: `x` is wider or narrower than `in_features`, or a view of a nested
+                tensor.
         """
         if x is None:
             return self.dense_weight(), self.dense_bias()
+        if isinstance(x, fx.Proxy):  # torch.fx looks into other modules than torch's own
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
+        if x.is_nested:
+            return self._forward_nested(x)
         axis = CHANNEL_AXES[self.stock]
         if axis != -1:
             x = x.movedim(axis, -1)
@@ -108,6 +113,17 @@ class FPELayer(nn.Module):
             )
         result = self.project(x)
         return result if axis == -1 else result.movedim(-1, axis).contiguous()
+
+    def _forward_nested(self, x: Any) -> Tensor:
+        if x.layout != torch.jagged:
+            return torch.nested.as_nested_tensor([self.forward(own) for own in x.unbind()])
+        if not x.is_contiguous():
+            raise InputShapeError(
+                f"block {self.spec.name!r} reads nested tensors that are contiguous and jagged "
+                "along their second axis, as nn.Linear does."
+            )
+        made: Tensor = torch.nested.nested_tensor_from_jagged(self.forward(x.values()), x.offsets())
+        return made
 
     def project(self, x: Tensor) -> Tensor:
         """`[..., in_features]` -> `[..., out_features]`."""
@@ -149,6 +165,12 @@ class FPELayer(nn.Module):
             for start, stop in tiles
         ]
         return torch.cat(places, 1)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise ExportError(
+            f"block {self.spec.name!r} cannot be scripted: use torch.jit.trace or torch.export, or "
+            "script the result of fpe_hf.to_dense."
+        )
 
     def check(self, name: str) -> None:
         """Checks the index buffers after loading.
