@@ -70,9 +70,9 @@ def _copy_with(model: Model, projections: dict[str, Projection], widths: dict[st
     memo: dict[int, Any] = {}
     hidden = {name: widths.get(name, item.hidden) for name, item in projections.items()}
     stacks = {name: item for name, item in projections.items() if item.stacked}
-    for name in projections.keys() - stacks.keys():
-        module = projections[name].dense(hidden[name])
-        memo[id(projections[name].module)] = module
+    for name, item in projections.items():
+        if not item.stacked:
+            memo[id(item.module)] = item.dense(hidden[name])
     for module in list(memo.values()):  # hooks may refer to the model
         vars(module).update({name: copy.deepcopy(vars(module)[name], memo) for name in HOOKS})
     dense = copy.deepcopy(model, memo)

@@ -19,7 +19,7 @@ from ..splits import derive_seed
 from .checksum import UNVERIFIED, checksum, was_averaged
 from .seal import Seal, Stamps
 
-INDEX_BUFFERS = frozenset(("keep", "owner", "inputs", "outputs"))
+INDEX_BUFFERS = ("keep", "owner", "inputs", "outputs")
 
 _OTHER_PLAN = (
     "it comes from another plan. Load it into a model widened with the same configuration and "
@@ -364,11 +364,11 @@ class FPELayer(nn.Module):
                 not match.
         """
         stored = self.stored()
-        given = {own: self._fitting(name, own, tensors[own]) for own in tensors.keys() & stored}
+        given = {own: self._fitting(name, own, tensors[own]) for own in stored if own in tensors}
         summed = given.pop("checksum", None)
         twin = None
         # Not as attributes: what is there may have been overwritten, and is to be replaced.
-        indices = {name: given.get(name, stored[name]) for name in stored.keys() & INDEX_BUFFERS}
+        indices = {n: given.get(n, own) for n, own in stored.items() if n in INDEX_BUFFERS}
         if given and at_hand(*indices.values()):
             twin = self._holding(given)
             twin.check(name)
@@ -429,8 +429,9 @@ class FPELayer(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.places > 1:
             # transformers ties the parameters again after loading, but nothing else.
-            for name in self.stored().keys() - {"weight", "bias"}:
-                destination[prefix + name] = destination[prefix + name].clone()
+            for name in self.stored():
+                if name not in ("weight", "bias"):
+                    destination[prefix + name] = destination[prefix + name].clone()
         if not torch.compiler.is_compiling():
             destination[prefix + "checksum"] = self.compute_checksum()
 
@@ -444,7 +445,8 @@ class FPELayer(nn.Module):
         *rest: Any,
     ) -> None:
         name, stored = prefix.removesuffix("."), self.stored()
-        if any(prefix + own not in state_dict for own in stored.keys() & INDEX_BUFFERS):
+        indices = [own for own in stored if own in INDEX_BUFFERS]
+        if any(prefix + own not in state_dict for own in indices):
             self.index_buffers()  # what stays must be as sealed
         state_dict = self._without_averages(state_dict, prefix)
         self.verify(name, self.of_state(name, state_dict))
@@ -453,7 +455,7 @@ class FPELayer(nn.Module):
         )
         if prefix + "checksum" in missing_keys:
             missing_keys.remove(prefix + "checksum")
-        for own in stored.keys() & INDEX_BUFFERS:
+        for own in indices:
             # After assign=True it is the caller's own tensor, of any dtype.
             buffer: Any = self._buffers[own]
             self._buffers[own] = buffer.to(stored[own].dtype)
