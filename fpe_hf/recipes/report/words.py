@@ -8,7 +8,7 @@ from scipy import stats
 
 from ..evaluation import LOWER_IS_BETTER
 from ..results import Results, show
-from .comparison import Comparison, Outcome, compare, measured
+from .comparison import CLEAR, Comparison, Outcome, compare, measured
 from .units import amount, is_share
 
 _HEADLINES: dict[Outcome, str] = {
@@ -47,7 +47,7 @@ def verdict(results: Results) -> Verdict:
     """Sums up a run."""
     main = results.metrics[0]
     against_dense = compare(results, main, "fpe", "dense")
-    sentences = [_against_dense(against_dense), *_low_bar(against_dense)]
+    sentences = [_against_dense(against_dense), *_bar(against_dense)]
     for metric in measured(results)[1:]:
         other = compare(results, metric, "fpe", "dense")
         sentences.append(f"By {_named(metric)}, {_gap(other)}{_IN_SHORT[other.outcome]}.")
@@ -71,18 +71,18 @@ def _against_dense(fpe: Comparison) -> str:
             f"{found}. With another seed it may be the other way round: name more in compare.seeds."
         )
     verb = "does not exceed" if fpe.outcome == "unclear" else "exceeds"
-    return f"{found}, in the mean over {seeds} seeds. The difference {verb} one standard error."
+    return f"{found}, in the mean over {seeds} seeds. The difference {verb} two standard errors."
 
 
-def _low_bar(fpe: Comparison) -> list[str]:
-    """In how many seeds FPE is ahead, and how little one standard error says."""
+def _bar(fpe: Comparison) -> list[str]:
+    """In how many seeds FPE is ahead, and how often chance alone passes the bar."""
     seeds = len(fpe.gains)
     if fpe.outcome in ("single", "broken"):
         return []
-    chance = stats.t.sf(1, seeds - 1)
+    chance = stats.t.sf(CLEAR, seeds - 1)
     return [
-        f"FPE is ahead with {fpe.wins} of {seeds} seeds. One standard error is a low bar: without "
-        f"any true difference, {seeds} seeds show a gain above it in {chance:.0%} of runs."
+        f"FPE is ahead with {fpe.wins} of {seeds} seeds. Without any true difference, {seeds} seeds "
+        f"show a gain above two standard errors in {chance:.0%} of runs."
     ]
 
 

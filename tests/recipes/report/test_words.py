@@ -12,34 +12,35 @@ def text(found: Verdict) -> str:
     return "\n".join(found.sentences)
 
 
-def test_a_gain_beyond_its_standard_error() -> None:
-    found = verdict(make_results({"dense": [0.5, 0.5, 0.5], "fpe": [0.6, 0.7, 0.5]}))
+def test_a_gain_beyond_two_standard_errors() -> None:
+    found = verdict(make_results({"dense": [0.5, 0.5, 0.5], "fpe": [0.6, 0.7, 0.6]}))
     assert (found.outcome, found.headline) == ("better", "FPE helped.")
     assert found.sentences[0] == (
-        "By accuracy, fpe reaches 60.00%, 10.00 points (standard error 5.77) above the 50.00% of "
-        "dense, in the mean over 3 seeds. The difference exceeds one standard error."
+        "By accuracy, fpe reaches 63.33%, 13.33 points (standard error 3.33) above the 50.00% of "
+        "dense, in the mean over 3 seeds. The difference exceeds two standard errors."
     )
-    # One-sided t distribution with 2 degrees of freedom: 1/2 - 1/(2 sqrt 3).
+    # One-sided t distribution with 2 degrees of freedom: 1/2 - 1/sqrt 6.
     assert found.sentences[1] == (
-        "FPE is ahead with 2 of 3 seeds. One standard error is a low bar: without any true "
-        "difference, 3 seeds show a gain above it in 21% of runs."
+        "FPE is ahead with 3 of 3 seeds. Without any true difference, 3 seeds show a gain above "
+        "two standard errors in 9% of runs."
     )
     assert found.sentences[2] == (
-        "By loss (lower is better), fpe reaches 0.400, 0.100 (standard error 0.058) below the "
+        "By loss (lower is better), fpe reaches 0.367, 0.133 (standard error 0.033) below the "
         "0.500 of dense: FPE helped."
     )
 
 
 def test_a_loss() -> None:
-    found = verdict(make_results({"dense": [0.5, 0.5], "fpe": [0.3, 0.4]}))
+    found = verdict(make_results({"dense": [0.5, 0.5], "fpe": [0.3, 0.38]}))
     assert (found.outcome, found.headline) == ("worse", "FPE did harm.")
-    assert "15.00 points (standard error 5.00) below the 50.00% of dense" in found.sentences[0]
+    assert "16.00 points (standard error 4.00) below the 50.00% of dense" in found.sentences[0]
 
 
-def test_a_difference_within_its_standard_error() -> None:
-    found = verdict(make_results({"dense": [0.5, 0.5], "fpe": [0.4, 0.61]}))
+@pytest.mark.parametrize("fpe", [[0.4, 0.61], [0.6, 0.8]])
+def test_a_difference_within_two_standard_errors(fpe: list[float]) -> None:
+    found = verdict(make_results({"dense": [0.5, 0.5], "fpe": fpe}))
     assert (found.outcome, found.headline) == ("unclear", "FPE made no clear difference.")
-    assert "does not exceed one standard error" in found.sentences[0]
+    assert "does not exceed two standard errors" in found.sentences[0]
 
 
 def test_no_difference_at_all() -> None:
@@ -49,10 +50,10 @@ def test_no_difference_at_all() -> None:
 
 
 def test_where_lower_is_better() -> None:
-    found = verdict(make_results({"dense": [9.0, 8.0], "fpe": [7.0, 7.0]}, "perplexity"))
+    found = verdict(make_results({"dense": [9.0, 8.0], "fpe": [7.0, 6.5]}, "perplexity"))
     assert found.outcome == "better"
     assert found.sentences[0].startswith(
-        "By perplexity (lower is better), fpe reaches 7.000, 1.500 (standard error 0.500) below"
+        "By perplexity (lower is better), fpe reaches 6.750, 1.750 (standard error 0.250) below"
     )
 
 
@@ -75,7 +76,7 @@ def test_values_that_are_not_finite() -> None:
 @pytest.mark.parametrize(
     ("overlap", "words"),
     [
-        ([0.5, 0.6], "it helps that children of a neuron share no inputs"),
+        ([0.5, 0.58], "it helps that children of a neuron share no inputs"),
         ([0.9, 0.8], "disjoint inputs did worse than shared ones"),
         ([0.5, 0.9], "nothing shows that it matters"),
     ],
