@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..config import FPEConfig
@@ -13,55 +14,93 @@ from ..modules import fpe_layers
 from ..splits import derive_seed
 from .building import build_parent
 from .controls import MaskedLinear, apply_overlap, plan_overlap
+from .narrowing import apply_narrow, plan_narrow
 from .preprocessing import Prepared
 from .schema import Recipe
 
-Expansion = Callable[[Any], Any]
+Change = Callable[[Any], Any]
 """Changes a model of the parent's structure in place and returns it."""
 
-_EXACT = {
-    "layout": "element",
-    "tile_size": None,
-    "coupling": 1.0,
-    "learn_coupling": False,
-    "fan_out": "partition",
-    "bias": "shared",
-}
+
+@dataclass(frozen=True)
+class Expansion:
+    """What makes an arm of a dense model.
+
+    Attributes:
+        weights: The change of a model.
+        moments: The change of a model that holds optimizer state in the place of its weights: it
+            divides it as the weights are divided, but draws and fits nothing.
+    """
+
+    weights: Change
+    moments: Change
+
+    def __call__(self, model: Any) -> Any:
+        """Makes the arm of a model, in place."""
+        return self.weights(model)
 
 
-def fpe_config(recipe: Recipe, seed: int) -> FPEConfig:
-    """The recipe's `FPEConfig` with a seed of its own for each repetition."""
+_WHERE = ("targets", "exclude", "seed")
+_KEPT = ("alpha", "budget")
+
+
+def fpe_config(recipe: Recipe, seed: int, arm: str = "fpe") -> FPEConfig:
+    """The recipe's `FPEConfig` with a seed of its own for each repetition.
+
+    For `fpe-random` it keeps which blocks are widened, how far and within what budget; all the
+    rest is the paper's.
+    """
     config = recipe.widen.fpe()
-    return config.with_overrides(seed=derive_seed(config.seed, str(seed)))
+    config = config.with_overrides(seed=derive_seed(config.seed, str(seed)))
+    return _keeping(config, _KEPT) if arm == "fpe-random" else config
 
 
-def plan_expansion(arm: str, model: Any, config: FPEConfig, inputs: Mapping[str, Any]) -> Expansion:
+def _keeping(config: FPEConfig, kept: tuple[str, ...], **fields: Any) -> FPEConfig:
+    """A configuration with the fields of `fields`, and of `config` those in `kept` alone."""
+    plain = config.to_dict()
+    overrides = {
+        pattern: {name: value for name, value in own.items() if name in kept}
+        for pattern, own in plain["overrides"].items()
+    }
+    own = {name: plain[name] for name in (*_WHERE, *kept)}
+    return FPEConfig.from_dict({**own, **fields, "overrides": overrides})
+
+
+def plan_expansion(
+    arm: str, model: Any, config: FPEConfig, batches: Sequence[Mapping[str, Any]]
+) -> Expansion:
     """Plans what makes the arm of a dense model, from the model's weights as they are now.
 
     Args:
-        arm: `fpe` or `overlap`.
+        arm: `fpe`, `fpe-random`, `overlap` or `narrow-dense`.
         model: The dense model; it stays as it is.
         config: What to do.
-        inputs: For `find_mlps`.
+        batches: Inputs of forward passes: the first for `find_mlps`, all for what is fitted.
 
     Returns:
         The change, for this model or for any other of its structure.
     """
-    if arm == "fpe":
-        plans = plan_blocks(model, config, inputs)
+    if arm == "narrow-dense":
+        narrow = plan_narrow(model, config, batches)
+        return Expansion(
+            _changing(lambda other: apply_narrow(other, narrow, fitted=True)),
+            _changing(lambda other: apply_narrow(other, narrow, fitted=False)),
+        )
+    if arm == "overlap":
+        masks = plan_overlap(model, config, batches[0])
+        change = _changing(lambda other: apply_overlap(other, masks))
+        return Expansion(change, change)
+    plans = plan_blocks(model, config, batches[0])
+    change = _changing(lambda other: apply_plans(other, list(plans), config))
+    return Expansion(change, change)
 
-        def expand(other: Any) -> Any:
-            apply_plans(other, list(plans), config)
-            return other
 
-        return expand
-    masks = plan_overlap(model, config, inputs)
+def _changing(act: Callable[[Any], None]) -> Change:
+    def change(model: Any) -> Any:
+        act(model)
+        return model
 
-    def mask(other: Any) -> Any:
-        apply_overlap(other, masks)
-        return other
-
-    return mask
+    return change
 
 
 def wide_dense(recipe: Recipe, prepared: Prepared, seed: int, inputs: Mapping[str, Any]) -> Any:
@@ -73,13 +112,8 @@ def wide_dense(recipe: Recipe, prepared: Prepared, seed: int, inputs: Mapping[st
     from transformers import set_seed
 
     parent = build_parent(recipe, prepared, seed)
-    plain = fpe_config(recipe, seed).to_dict()
-    overrides = {
-        pattern: {"alpha": fields["alpha"]}
-        for pattern, fields in plain["overrides"].items()
-        if "alpha" in fields
-    }
-    config = FPEConfig.from_dict({**plain, **_EXACT, "overrides": overrides})
+    exact = {"coupling": 1.0, "fan_out": "partition"}
+    config = _keeping(fpe_config(recipe, seed), ("alpha",), **exact)
     dense = to_dense(widen(copy.deepcopy(parent), config, example_inputs=inputs))
     if recipe.model.name_or_path is not None:
         return dense

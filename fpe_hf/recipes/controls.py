@@ -63,6 +63,20 @@ class OverlapPlan:
     down: Tensor
 
 
+def check_plain(model: nn.Module, block: MLPBlock, arm: str) -> None:
+    """Refuses blocks that are not made of linear modules of their own.
+
+    Raises:
+        RecipeError: It is such a block.
+    """
+    kinds = {stock_of(model.get_submodule(name)) for name in (*block.ups, block.down)}
+    if block.experts > 1 or block.fused or not kinds <= {"linear", "conv1d"} or block.shared:
+        raise RecipeError(
+            f"compare.arms: {arm!r} cannot be made for the block {block.name!r} (experts, fused, "
+            "shared and convolutional blocks have no such control); leave it out of the arms."
+        )
+
+
 def plan_overlap(
     model: nn.Module, config: FPEConfig, example_inputs: Mapping[str, Any]
 ) -> list[OverlapPlan]:
@@ -79,12 +93,7 @@ def plan_overlap(
 
 
 def _plan(model: nn.Module, block: MLPBlock, config: FPEConfig) -> OverlapPlan:
-    kinds = {stock_of(model.get_submodule(name)) for name in (*block.ups, block.down)}
-    if block.experts > 1 or block.fused or not kinds <= {"linear", "conv1d"} or block.shared:
-        raise RecipeError(
-            f"compare.arms: 'overlap' cannot be made for the block {block.name!r} (experts, fused, "
-            "shared and convolutional blocks have no such control); leave it out of the arms."
-        )
+    check_plain(model, block, "overlap")
     weights, alpha = take_weights(model, block), config.alpha
     biases = sum(bias.numel() for bias in weights.up_biases if bias is not None)
     seed = derive_seed(config.seed, block.name, "overlap")

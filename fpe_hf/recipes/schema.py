@@ -22,7 +22,7 @@ Task = Literal[
     "image-text-contrastive",
     "causal-lm",
 ]
-Arm = Literal["dense", "fpe", "overlap", "wide-dense"]
+Arm = Literal["dense", "fpe", "fpe-random", "overlap", "wide-dense", "narrow-dense", "dense-longer"]
 
 SET_BY_RECIPE = {
     "output_dir": "output.folder",

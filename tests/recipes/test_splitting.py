@@ -120,7 +120,7 @@ def test_moments_go_where_their_weights_go(way: str) -> None:
             "exp_avg_sq": 2 * parameter.detach(),
         }
     ids = {"input_ids": torch.arange(5, 11)[None]}
-    expansion = plan_expansion("fpe", dense, FPEConfig(**WAYS[way]), ids)
+    expansion = plan_expansion("fpe", dense, FPEConfig(**WAYS[way]), [ids])
     arm = expansion(copy.deepcopy(dense))
     after = torch.optim.AdamW(arm.parameters())
     carry_state(before, dense, after, arm, expansion)
@@ -142,8 +142,8 @@ def test_state_of_another_shape_starts_afresh() -> None:
     before = torch.optim.Adafactor(dense.parameters())
     dense(torch.ones(2, 8)).sum().backward()
     before.step()
-    inputs = (torch.ones(2, 8),)
-    expansion = plan_expansion("fpe", dense, FPEConfig(), inputs)  # type: ignore[arg-type]
+    inputs: Any = (torch.ones(2, 8),)
+    expansion = plan_expansion("fpe", dense, FPEConfig(), [inputs])
     arm = expansion(copy.deepcopy(dense))
     after = torch.optim.Adafactor(arm.parameters())
     carry_state(before, dense, after, arm, expansion)

@@ -81,8 +81,8 @@ def _bar(fpe: Comparison) -> list[str]:
         return []
     chance = stats.t.sf(CLEAR, seeds - 1)
     return [
-        f"FPE is ahead with {fpe.wins} of {seeds} seeds. Without any true difference, {seeds} seeds "
-        f"show a gain above two standard errors in {chance:.0%} of runs."
+        f"FPE is ahead with {fpe.wins} of {seeds} seeds. Without any true difference, {seeds} "
+        f"seeds show a gain above two standard errors in {chance:.0%} of runs."
     ]
 
 
