@@ -28,6 +28,51 @@ _IN_SHORT: dict[Outcome, str] = {
 }
 
 
+_CONTROLS: dict[str, tuple[str, dict[Outcome, str]]] = {
+    "fpe-random": (
+        "The paper's random split, at the same budget",
+        {
+            "better": "the split as configured does better",
+            "worse": "the paper's did better",
+            "unclear": "nothing shows that it matters how the inputs are split",
+            "single": "one seed does not show which split is better",
+            "broken": "nothing can be compared",
+        },
+    ),
+    "overlap": (
+        "Overlap control, at the same budget",
+        {
+            "better": "it helps that children of a neuron share no inputs",
+            "worse": "disjoint inputs did worse than shared ones",
+            "unclear": "nothing shows that it matters whether children share inputs",
+            "single": "one seed does not show whether it matters that children share no inputs",
+            "broken": "nothing can be compared",
+        },
+    ),
+    "narrow-dense": (
+        "Fewer neurons, dense, at the same budget",
+        {
+            "better": "more and sparser neurons do better",
+            "worse": "fewer neurons did better",
+            "unclear": "nothing shows that more and sparser neurons do better",
+            "single": "one seed does not show which is better",
+            "broken": "nothing can be compared",
+        },
+    ),
+    "dense-longer": (
+        "Dense at the training FLOPs of FPE, in more steps",
+        {
+            "better": "FPE gains more than longer training does",
+            "worse": "longer training gains more, and costs no more",
+            "unclear": "nothing shows that FPE gains more than longer training does",
+            "single": "one seed does not show which gains more",
+            "broken": "nothing can be compared",
+        },
+    ),
+}
+"""Arm -> what it is, and what it means if FPE does better or worse."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What came out.
@@ -51,8 +96,10 @@ def verdict(results: Results) -> Verdict:
     for metric in measured(results)[1:]:
         other = compare(results, metric, "fpe", "dense")
         sentences.append(f"By {_named(metric)}, {_gap(other)}{_IN_SHORT[other.outcome]}.")
-    if "overlap" in results.arms:
-        sentences.append(_against_overlap(compare(results, main, "fpe", "overlap")))
+    for arm, (lead, meanings) in _CONTROLS.items():
+        if arm in results.arms:
+            pair = compare(results, main, "fpe", arm)
+            sentences.append(f"{lead}: {_gap(pair)}; {meanings[pair.outcome]}.")
     if "wide-dense" in results.arms:
         wide = compare(results, main, "wide-dense", "dense")
         sentences.append(_ceiling(results, against_dense, wide))
@@ -86,17 +133,6 @@ def _bar(fpe: Comparison) -> list[str]:
     ]
 
 
-def _against_overlap(fpe: Comparison) -> str:
-    means: dict[Outcome, str] = {
-        "better": "it helps that children of a neuron share no inputs",
-        "worse": "disjoint inputs did worse than shared ones",
-        "unclear": "nothing shows that it matters whether children share inputs",
-        "single": "one seed does not show whether it matters that children share no inputs",
-        "broken": "nothing can be compared",
-    }
-    return f"Overlap control, at the same budget: {_gap(fpe)}; {means[fpe.outcome]}."
-
-
 def _ceiling(results: Results, fpe: Comparison, wide: Comparison) -> str:
     wide_size, dense_size = (results.of_arm(arm)[0].nonzeros for arm in ("wide-dense", "dense"))
     times = f", with {wide_size / dense_size:.2f} times the non-zeros" if dense_size else ""
@@ -117,9 +153,11 @@ def _share_of_ceiling(fpe: Comparison, wide: Comparison) -> str:
 
 def _fairness(results: Results) -> str:
     """Whether the arms had as many steps and non-zeros."""
-    steps = {run.steps for run in results.runs}
+    longer = results.of_arm("dense-longer")
+    arms = f"Every arm but dense-longer ({longer[0].steps:,} steps)" if longer else "Every arm"
+    steps = {run.steps for run in results.runs if run.arm != "dense-longer"}
     sentences = [
-        f"Every arm trained for {next(iter(steps)):,} steps."
+        f"{arms} trained for {next(iter(steps)):,} steps."
         if len(steps) == 1
         else "The arms did not train for equally many steps: compare with care."
     ]

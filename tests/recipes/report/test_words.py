@@ -87,6 +87,25 @@ def test_overlap_control(overlap: list[float], words: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arm", "values", "words"),
+    [
+        ("fpe-random", [0.5, 0.6], "the split as configured does better"),
+        ("fpe-random", [0.9, 0.8], "the paper's did better"),
+        ("narrow-dense", [0.5, 0.6], "more and sparser neurons do better"),
+        ("narrow-dense", [0.5, 0.9], "nothing shows that more and sparser neurons do better"),
+        ("dense-longer", [0.5, 0.6], "FPE gains more than longer training does"),
+        ("dense-longer", [0.9, 0.9], "longer training gains more, and costs no more"),
+        ("dense-longer", [0.5, 0.9], "nothing shows that FPE gains more than longer training"),
+        ("dense-longer", [0.5], "one seed does not show which gains more"),
+    ],
+)
+def test_other_controls(arm: str, values: list[float], words: str) -> None:
+    others = {"dense": [0.5, 0.5], "fpe": [0.7, 0.7]}
+    arms = {name: value[: len(values)] for name, value in others.items()} | {arm: values}
+    assert words in text(verdict(make_results(arms)))
+
+
+@pytest.mark.parametrize(
     ("fpe", "wide", "words"),
     [
         ([0.6, 0.6], [0.9, 0.9], "FPE has 25% of this gain"),
@@ -107,6 +126,15 @@ def test_arms_that_were_not_run_are_not_spoken_of() -> None:
     found = text(verdict(make_results({"dense": [0.5, 0.5], "fpe": [0.6, 0.6]})))
     assert "verlap" not in found
     assert "eiling" not in found
+
+
+def test_longer_training_is_no_lack_of_fairness() -> None:
+    results = make_results({"dense": [0.5], "fpe": [0.6], "dense-longer": [0.6]})
+    results.runs[2] = dataclasses.replace(results.runs[2], steps=1080)
+    assert verdict(results).sentences[-1] == (
+        "Every arm but dense-longer (1,080 steps) trained for 40 steps. FPE holds 1,610 non-zeros, "
+        "dense 1,610."
+    )
 
 
 def test_steps_and_budget() -> None:
