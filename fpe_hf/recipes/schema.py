@@ -357,8 +357,8 @@ class Recipe(_Section):
         widen = self.widen.fpe()
         if "narrow-dense" in self.compare.arms and widen.budget == 1:
             raise ValueError(
-                "compare.arms: 'narrow-dense' is for a smaller budget: set widen.budget below 1, or "
-                "leave it out of the arms"
+                "compare.arms: 'narrow-dense' is for a smaller budget: set widen.budget below 1, "
+                "or leave it out of the arms"
             )
         if "wide-dense" in self.compare.arms and widen.alpha == 1:
             raise ValueError(
