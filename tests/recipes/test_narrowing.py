@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -48,7 +49,7 @@ def test_what_twins_wrote_is_written_by_those_that_stay() -> None:
     with torch.no_grad():
         model[0].weight[4:] = model[0].weight[:4]
         model[0].bias[4:] = model[0].bias[:4]
-        model[2].weight[:, 4:] = model[2].weight[:, :4] * torch.linspace(0.5, 0.9, 5)[:, None]
+        model[2].weight[:, 4:] = model[2].weight[:, :4] * 0.2
     narrow = narrowed(model, batches(), FPEConfig(budget=0.6))
     assert torch.equal(narrow[0].weight, model[0].weight[:4])
     torch.testing.assert_close(narrow(**batches()[0]), model(**batches()[0]), rtol=1e-2, atol=1e-2)
