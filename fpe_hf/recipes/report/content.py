@@ -141,9 +141,9 @@ def _costs(results: Results) -> Section:
     text = (
         "Training FLOPs are an estimate. The products of a forward pass are counted as they are "
         "computed, two operations per weight: where a whole matrix is multiplied, its zeros count. "
-        "Backward takes twice as many. From the split on an arm is counted as it starts (also after "
-        "an open budget has closed, since whole matrices are multiplied then, too), before the "
-        "split as dense.",
+        "Backward takes twice as many. From the split on an arm is counted as it starts (also "
+        "after an open budget has closed, since whole matrices are multiplied then, too), before "
+        "the split as dense.",
         "Seconds are the wall time of the training, from the split on if there was one. Peak "
         "trainable parameters are the most there were at any time; non-zeros and bytes on disk are "
         "those of the trained model. Controls are stored as they were trained, zeros included.",

@@ -1,0 +1,87 @@
+"""What the arms of a recipe have in common, and what sets each apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fpe_hf.recipes.arms import fpe_config
+from fpe_hf.recipes.parsing import parse_recipe
+from fpe_hf.recipes.results import ArmResult, Results
+from fpe_hf.recipes.running import run_recipe
+
+RECIPE = """
+model:
+  task: feature-classification
+  config: {model_type: mlp_classifier, hidden_sizes: [8]}
+data: {source: digits, max_train_samples: 72, max_eval_samples: 32}
+widen: {targets: [layers], alpha: 3, fan_out: partition, budget: 0.5, at: {step: 3}}
+train:
+  num_train_epochs: 3
+  per_device_train_batch_size: 16
+  learning_rate: 1e-2
+  use_cpu: true
+  disable_tqdm: true
+output: {folder: FOLDER}
+"""
+ARMS = "[dense, fpe, fpe-random, overlap, wide-dense, narrow-dense, dense-longer]"
+WEIGHTS, BIASES = 64 * 8 + 8 * 10, 8 + 10
+DENSE = WEIGHTS + BIASES
+
+
+def recipe(folder: Path, *assignments: str) -> Any:
+    return parse_recipe(RECIPE, [f"output.folder={folder}", *assignments])
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    folder = tmp_path_factory.mktemp("arms") / "run"
+    return run_recipe(recipe(folder, f"compare.arms={ARMS}"), say=lambda line: None)
+
+
+def run(results: Results, arm: str) -> ArmResult:
+    return results.of_arm(arm)[0]
+
+
+def test_arms_with_the_same_budget_end_with_it(results: Results) -> None:
+    for arm in ("fpe", "fpe-random", "overlap"):
+        assert run(results, arm).nonzeros == DENSE // 2, arm
+    each = 64 + 1 + 10
+    assert run(results, "narrow-dense").nonzeros == (DENSE // 2 - 10) // each * each + 10
+    assert run(results, "dense").nonzeros == run(results, "dense-longer").nonzeros == DENSE
+    assert run(results, "wide-dense").nonzeros == 3 * 8 * (64 + 1 + 10) + 10
+
+
+@pytest.mark.parametrize("arm", ["fpe", "fpe-random", "overlap", "narrow-dense"])
+def test_arms_share_what_comes_before_the_split(arm: str, results: Results) -> None:
+    counts = {point["step"]: point["nonzeros"] for point in run(results, arm).curve}
+    assert counts == {3: DENSE, 5: run(results, arm).nonzeros, 10: counts[5], 15: counts[5]}
+    assert run(results, arm).peak_parameters >= DENSE
+
+
+def test_the_same_steps_but_for_dense_longer(results: Results) -> None:
+    assert {r.steps for r in results.runs if r.arm != "dense-longer"} == {15}
+    dense, fpe, longer = (run(results, arm) for arm in ("dense", "fpe", "dense-longer"))
+    assert dense.flops == 6 * WEIGHTS * 72 * 3
+    assert fpe.flops == pytest.approx(dense.flops * (3 + 3 * 12) / 15)
+    assert longer.steps == 39
+    assert fpe.flops <= longer.flops * (1 + 1e-9)
+
+
+def test_every_arm_says_what_it_takes_on_disk(results: Results) -> None:
+    assert all(r.disk_bytes >= 4 * min(r.nonzeros, DENSE // 2) for r in results.runs)
+
+
+def test_the_random_split_is_the_papers(tmp_path: Path) -> None:
+    own = recipe(
+        tmp_path,
+        "widen.bias=child",
+        "widen.overrides={layers: {alpha: 2, bias: shared, fan_out: replicate}}",
+    )
+    config = fpe_config(own, 0, "fpe-random")
+    assert (config.alpha, config.budget, config.targets) == (3, 0.5, ("layers",))
+    assert (config.split, config.fan_out, config.bias) == ("random", "replicate", "shared")
+    assert config.overrides == {"layers": {"alpha": 2}}
+    assert config.seed == fpe_config(own, 0).seed != fpe_config(own, 1).seed
