@@ -7,10 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from ..closing import open_blocks
 from ..config import FPEConfig
 from ..conversion import apply_plans, plan_blocks, widen
 from ..dense import to_dense
-from ..modules import fpe_layers
+from ..modules import fpe_layers, take_weights
 from ..splits import derive_seed
 from .building import build_parent
 from .controls import MaskedLinear, apply_overlap, plan_overlap
@@ -86,13 +90,30 @@ def plan_expansion(
             _changing(lambda other: apply_narrow(other, narrow, fitted=True)),
             _changing(lambda other: apply_narrow(other, narrow, fitted=False)),
         )
-    if arm == "overlap":
+    if arm == "overlap" and not config.open:
         masks = plan_overlap(model, config, batches[0])
         change = _changing(lambda other: apply_overlap(other, masks))
         return Expansion(change, change)
     plans = plan_blocks(model, config, batches[0])
     change = _changing(lambda other: apply_plans(other, list(plans), config))
-    return Expansion(change, change)
+
+    def divide(holder: Any) -> Any:
+        downs = {block.name: take_weights(holder, block).down.clone() for block, _ in plans}
+        return _copy_down(change(holder), downs)
+
+    return Expansion(change, divide)
+
+
+@torch.no_grad()
+def _copy_down(model: Any, downs: Mapping[str, Tensor]) -> Any:
+    """Gives the children of open blocks what belongs to their parents' outgoing weights: those that
+    hold shares of the weights have the gradients of the whole."""
+    for block in open_blocks(model):
+        spec, layer = block.spec, block.down
+        whole = downs[spec.name].view(-1, spec.experts, 1, spec.parents)
+        layer.by_child(layer.weight).copy_(whole)
+        layer.kill()
+    return model
 
 
 def _changing(act: Callable[[Any], None]) -> Change:
@@ -123,9 +144,12 @@ def wide_dense(recipe: Recipe, prepared: Prepared, seed: int, inputs: Mapping[st
 
 def nonzeros(model: Any) -> int:
     """Trainable and frozen numbers of a model that are not zero by structure."""
-    masked = [m for m in model.modules() if isinstance(m, MaskedLinear)]
-    total: int = sum(parameter.numel() for parameter in model.parameters())
-    return total - sum(int((~module.mask).sum()) for module in masked)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    masked = (m for m in model.modules() if isinstance(m, MaskedLinear))
+    dead = sum(int((~module.mask).sum()) for module in masked)
+    for _, layer in fpe_layers(model):
+        dead += sum(number.numel() for number in layer.numbers().values()) - layer.nonzeros()
+    return total - dead
 
 
 def is_widened(model: Any) -> bool:

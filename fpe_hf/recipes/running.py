@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..auditing import audit
+from ..callback import BudgetCallback
 from ..checkpoint.verify import verify_checkpoint
 from ..discovery import find_mlps
 from ..errors import RecipeError
@@ -28,7 +29,7 @@ from .data import load_examples
 from .evaluation import FROM_LOSS, from_loss
 from .preprocessing import Prepared, prepare
 from .results import ArmResult, Results
-from .schema import Recipe
+from .schema import Recipe, Schedule
 from .splitting import split_checkpoint
 from .training import (
     Interrupted,
@@ -130,7 +131,7 @@ class _Repetition:
         before = self._interference(model)
         signals = StopOnSignal()
         steps = self._longer() if arm == "dense-longer" else None
-        trainer = self._trainer(model, folder, [signals], steps)
+        trainer = self._trainer(model, folder, [signals, *self._closing(arm)], steps)
         in_parts = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         if checkpoint is not None and is_widened(model) and not in_parts:
             verify_checkpoint(model, checkpoint)
@@ -204,6 +205,19 @@ class _Repetition:
             return own
         total, before = self._steps
         return dense.then(own, before / total)
+
+    def _closing(self, arm: str) -> list[BudgetCallback]:
+        """What closes the budget of an arm that starts open."""
+        widen = self.recipe.widen
+        if arm not in ("fpe", "overlap") or not widen.starts_open:
+            return []
+        schedule = widen.schedule or Schedule()
+        total, before = self._steps
+        begin, end = (
+            (before + share * (total - before)) / total for share in (schedule.begin, schedule.end)
+        )
+        others = schedule.model_dump(exclude={"begin", "end"})
+        return [BudgetCallback(begin, end, **others, disjoint=arm == "fpe")]
 
     def _longer(self) -> int:
         """Steps in which dense takes the operations that `fpe` takes in its own."""
@@ -281,6 +295,7 @@ class _Repetition:
         curve = [{"step": step, **values} for step, values in sorted(by_step.items())]
         model = trainer.accelerator.unwrap_model(trainer.model)
         whole = not trainer.is_fsdp_enabled  # in parts, nothing can be counted
+        keeps_apart = is_widened(model) and arm != "overlap"
         return ArmResult(
             arm=arm,
             seed=self.seed,
@@ -289,7 +304,7 @@ class _Repetition:
             curve=curve,
             nonzeros=nonzeros(model) if whole else 0,
             seconds=seconds,
-            audit=audit(model, strict=True).to_dict() if whole and is_widened(model) else None,
+            audit=audit(model, strict=True).to_dict() if whole and keeps_apart else None,
             interference={"before": before, "after": self._interference(model) if whole else []},
             flops=cost.flops * self._examples(trainer),
             peak_parameters=cost.parameters,

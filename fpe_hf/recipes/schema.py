@@ -24,9 +24,6 @@ Task = Literal[
 ]
 Arm = Literal["dense", "fpe", "fpe-random", "overlap", "wide-dense", "narrow-dense", "dense-longer"]
 
-LEARNED = "learned"
-"""The split that is always open."""
-
 SET_BY_RECIPE = {
     "output_dir": "output.folder",
     "seed": "compare.seeds",
@@ -190,13 +187,15 @@ class Schedule(_Section):
         begin: When it begins to, as a share of the training from the split on.
         end: When it is closed, likewise.
         power: Of the falling curve: 1 is a straight line, more falls faster at first.
-        every: Steps from one pruning to the next; chosen by `BudgetSchedule` if not given.
+        every: Steps from one change of the masks to the next; by default a hundred in all.
+        moves: Keep the budget from the first step on and move the masks: `gradient` or `random`.
     """
 
     begin: Annotated[float, Field(ge=0, lt=1)] = 0.1
     end: Annotated[float, Field(gt=0, le=1)] = 0.7
     power: Annotated[float, Field(gt=0)] = 3
     every: PositiveInt | None = None
+    moves: Literal["gradient", "random"] | None = None
 
     @model_validator(mode="after")
     def _in_order(self) -> Schedule:
@@ -232,7 +231,7 @@ class Widen(BaseModel):
         """Whether some block holds more than its budget at first."""
         config = self.fpe()
         own = (config.for_block([pattern]) for pattern in config.overrides)
-        return any(one.open or one.split == LEARNED for one in (config, *own))
+        return any(one.open for one in (config, *own))
 
     def fpe(self) -> FPEConfig:
         """The configuration to widen with."""
