@@ -107,10 +107,10 @@ class FPEConfig:
             object.__setattr__(self, name, share)
         if self.alpha == 1 and self.budget == 1.0:
             raise ConfigError(
-                "alpha=1 with budget=1.0 would change nothing: raise alpha to 2 or more, or lower "
-                "budget."
+                f"alpha=1 is out of range: it must be an integer from 2 to {MAX_ALPHA}. With a "
+                "budget below 1.0 it may be 1, too."
             )
-        from .splits import LEARNED, check_split
+        from .splits import check_split
 
         check_split(self.split)
         if self.tile_size is not None and self.layout != "block":
@@ -118,14 +118,19 @@ class FPEConfig:
                 f"tile_size={self.tile_size!r} needs layout='block', not {self.layout!r}: "
                 "drop tile_size or set layout='block'."
             )
-        if self.split == LEARNED:
-            object.__setattr__(self, "open", True)
-        if self.open:
+        if self.starts_open:
             self._check_open()
         if self.targets is not None:
             object.__setattr__(self, "targets", _check_words("targets", self.targets))
         object.__setattr__(self, "exclude", _check_words("exclude", self.exclude))
         self._check_overrides()
+
+    @property
+    def starts_open(self) -> bool:
+        """Whether blocks start with more non-zeros than the budget allows."""
+        from .splits import LEARNED
+
+        return self.open or self.split == LEARNED
 
     def _check_open(self) -> None:
         from .splits import LEARNED

@@ -88,7 +88,7 @@ def plan_block(block: MLPBlock, parent: ParentWeights, config: FPEConfig) -> Blo
     Raises:
         PlanError: The shapes or the weights forbid it.
     """
-    if config.layout == AUTO and not config.open:
+    if config.layout == AUTO and not config.starts_open:
         return _plan_fastest(block, parent, config)
     check_block(block, config)
     for tensor in parent.numbers:
@@ -98,7 +98,7 @@ def plan_block(block: MLPBlock, parent: ParentWeights, config: FPEConfig) -> Blo
                 "repair the checkpoint, or name the block in exclude."
             )
     draft = _draft_spec(block, parent, config)
-    if config.open:
+    if config.starts_open:
         return _plan_open(draft, parent, config)
     if config.layout == "element":
         return _plan_element(draft, parent, config)

@@ -216,7 +216,7 @@ class BlockSpec:
             raise CheckpointError(f"A block of the FPE config must be an object, not {fields!r}.")
         where = f"block {fields.get('name')!r} of the FPE config"
         layout = fields.get("layout")
-        if layout not in _UNUSED:
+        if layout not in tuple(_UNUSED):
             raise CheckpointError(f"{where}: layout={layout!r}; accepted: {', '.join(_UNUSED)}.")
         expected = {
             item.name: item
@@ -312,7 +312,8 @@ class BlockSpec:
         )
         require(
             self.layout == OPEN or self.nonzeros <= self.limit,
-            f"{self.nonzeros} non-zeros exceed the budget of {self.limit}.",
+            f"{self.nonzeros} non-zeros exceed the budget of {self.limit}: budget={self.budget}, "
+            f"parent_nonzeros={self.parent_nonzeros}.",
         )
 
     def _check_open(self, require: Callable[[bool, str], None]) -> None:
@@ -323,7 +324,10 @@ class BlockSpec:
             f"final_weights={self.final_weights} must be positive, one per expert.",
         )
         final = sum(self.final_weights) + self.bias_numbers
-        require(final <= self.limit, f"{final} non-zeros exceed the budget of {self.limit}.")
+        require(
+            final <= self.limit,
+            f"final_weights={self.final_weights} exceed the budget of {self.limit}.",
+        )
 
     def _check_experts(self, require: Callable[[bool, str], None]) -> None:
         biased = (*self.up_biases, self.down_bias)
