@@ -90,7 +90,7 @@ def plan_expansion(
             _changing(lambda other: apply_narrow(other, narrow, fitted=True)),
             _changing(lambda other: apply_narrow(other, narrow, fitted=False)),
         )
-    if arm == "overlap" and not config.open:
+    if arm == "overlap" and not config.starts_open:
         masks = plan_overlap(model, config, batches[0])
         change = _changing(lambda other: apply_overlap(other, masks))
         return Expansion(change, change)

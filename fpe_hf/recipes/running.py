@@ -22,7 +22,7 @@ from ..metrics import interference
 from ..selection import select_blocks
 from .arms import Expansion, fpe_config, is_widened, nonzeros, plan_expansion, wide_dense
 from .building import build_parent
-from .checkpoints import last_whole_checkpoint, remove_partial
+from .checkpoints import close_like, last_whole_checkpoint, remove_partial
 from .claiming import claimed
 from .costs import Cost, cost_of
 from .data import load_examples
@@ -130,8 +130,11 @@ class _Repetition:
         names = vars(model).get("_weight_conversions")
         before = self._interference(model)
         signals = StopOnSignal()
+        closing = self._closing(arm)
+        if closing and checkpoint is not None:
+            close_like(model, checkpoint)
         steps = self._longer() if arm == "dense-longer" else None
-        trainer = self._trainer(model, folder, [signals, *self._closing(arm)], steps)
+        trainer = self._trainer(model, folder, [signals, *closing], steps)
         in_parts = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         if checkpoint is not None and is_widened(model) and not in_parts:
             verify_checkpoint(model, checkpoint)

@@ -231,7 +231,7 @@ class Widen(BaseModel):
         """Whether some block holds more than its budget at first."""
         config = self.fpe()
         own = (config.for_block([pattern]) for pattern in config.overrides)
-        return any(one.open for one in (config, *own))
+        return any(one.starts_open for one in (config, *own))
 
     def fpe(self) -> FPEConfig:
         """The configuration to widen with."""
