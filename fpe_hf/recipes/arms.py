@@ -144,7 +144,7 @@ def wide_dense(recipe: Recipe, prepared: Prepared, seed: int, inputs: Mapping[st
 
 def nonzeros(model: Any) -> int:
     """Trainable and frozen numbers of a model that are not zero by structure."""
-    total = sum(parameter.numel() for parameter in model.parameters())
+    total: int = sum(parameter.numel() for parameter in model.parameters())
     masked = (m for m in model.modules() if isinstance(m, MaskedLinear))
     dead = sum(int((~module.mask).sum()) for module in masked)
     for _, layer in fpe_layers(model):

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModel
 
+import fpe_hf
 from fpe_hf.recipes.arms import fpe_config
 from fpe_hf.recipes.parsing import parse_recipe
 from fpe_hf.recipes.results import ArmResult, Results
@@ -72,6 +74,61 @@ def test_the_same_steps_but_for_dense_longer(results: Results) -> None:
 
 def test_every_arm_says_what_it_takes_on_disk(results: Results) -> None:
     assert all(r.disk_bytes >= 4 * min(r.nonzeros, DENSE // 2) for r in results.runs)
+
+
+LEARNED = (
+    "widen.fan_out=replicate",
+    "widen.split=learned",
+    "widen.bias=child",
+    "widen.schedule={begin: 0.25, end: 0.75, every: 1}",
+    "train.eval_strategy=steps",
+    "train.eval_steps=1",
+    "compare.arms=[dense, fpe, overlap]",
+)
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    folder = tmp_path_factory.mktemp("learned") / "run"
+    return run_recipe(recipe(folder, *LEARNED), say=lambda line: None)
+
+
+@pytest.mark.parametrize("arm", ["fpe", "overlap"])
+def test_an_open_budget_closes_while_the_arm_trains(arm: str, learned: Results) -> None:
+    """Split after 3 of 15 steps; begins to close a quarter of the other 12 later."""
+    counts = {point["step"]: point["nonzeros"] for point in run(learned, arm).curve}
+    whole = 3 * 8 * (64 + 1 + 10) + 10
+    assert [counts[step] for step in (3, 4, 5, 6)] == [DENSE, whole, whole, whole]
+    closing = [counts[step] for step in range(6, 13)]
+    assert closing == sorted(set(closing), reverse=True)
+    assert [counts[step] for step in (12, 13, 14, 15)] == [DENSE // 2] * 4
+    assert run(learned, arm).peak_parameters == whole
+
+
+def test_only_the_control_ends_with_shared_inputs(learned: Results) -> None:
+    fpe, overlap = (run(learned, arm) for arm in ("fpe", "overlap"))
+    assert fpe.audit is not None
+    assert fpe.audit["ok"]
+    assert fpe.audit["total"]["disjoint"]
+    assert overlap.audit is None
+    assert fpe.metrics["loss"] != overlap.metrics["loss"]
+    assert fpe.curve[0] == overlap.curve[0] == run(learned, "dense").curve[0]
+
+
+def test_a_learned_split_loads_as_any_other(learned: Results) -> None:
+    folder = Path(learned.recipe["output"]["folder"]) / "seed-0" / "fpe" / "model"
+    model = AutoModel.from_pretrained(folder)
+    assert fpe_hf.audit(model).total.nonzeros == DENSE // 2
+
+
+def test_gradual_pruning_of_a_parent_without_children(tmp_path: Path) -> None:
+    own = recipe(
+        tmp_path / "run",
+        "widen={targets: [layers], alpha: 1, split: learned, budget: 0.5, at: {step: 3}}",
+        "compare.arms=[dense, fpe, fpe-random, narrow-dense]",
+    )
+    found = run_recipe(own, say=lambda line: None)
+    assert run(found, "fpe").nonzeros == run(found, "fpe-random").nonzeros == DENSE // 2
 
 
 def test_the_random_split_is_the_papers(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageClassification, TrainerCallback
 
 from fpe_hf import audit
-
 from fpe_hf.errors import InUseError, RecipeError
 from fpe_hf.recipes import running, splitting
 from fpe_hf.recipes.checkpoints import last_whole_checkpoint
