@@ -124,15 +124,13 @@ class ElementUp(UpLayer):
         """The index buffers that a plan gives."""
         assert plan.up_children is not None
         assert self.index is not None
-        keep = plan.up_keep[self.index]
-        tensors = {"owner": pack(plan.up_children, self.bits)}
-        if keep is not None:
-            tensors["keep"] = pack(keep, 1)
-        if self.codes is not None:
-            codes = plan.up_children.expand(self.spec.sources_per_up, *self.codes_shape)
-            kept = codes.flatten() if keep is None else take_kept(codes, keep.to(codes.device))
-            tensors["codes"] = pack(kept, self.bits)
-        return tensors
+        keep, children = plan.up_keep[self.index], plan.up_children
+        tensors = {} if keep is None else {"keep": pack(keep, 1)}
+        if self.codes is None:
+            return {**tensors, "owner": pack(children, self.bits)}
+        children = children.expand(self.spec.sources_per_up, *self.codes_shape)
+        kept = children.flatten() if keep is None else take_kept(children, keep.cpu())
+        return {**tensors, "codes": pack(kept, self.bits)}
 
     def dense_weight(self) -> Tensor:
         matrix = fill(self.weight, self.keep, self._owner(), self.rows)
