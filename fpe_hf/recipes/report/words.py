@@ -155,9 +155,9 @@ def _fairness(results: Results) -> str:
     """Whether the arms had as many steps and non-zeros."""
     longer = results.of_arm("dense-longer")
     arms = f"Every arm but dense-longer ({longer[0].steps:,} steps)" if longer else "Every arm"
-    steps = {run.steps for run in results.runs if run.arm != "dense-longer"}
+    steps = sorted({run.steps for run in results.runs if run.arm != "dense-longer"})
     sentences = [
-        f"{arms} trained for {next(iter(steps)):,} steps."
+        f"{arms} trained for {steps[0]:,} steps."
         if len(steps) == 1
         else "The arms did not train for equally many steps: compare with care."
     ]
