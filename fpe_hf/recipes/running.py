@@ -204,10 +204,7 @@ class _Repetition:
     def _with_split(self, dense: Cost, model: Any) -> Cost:
         """What training takes that begins with the dense parent and goes on with an arm."""
         own = cost_of(model, self.prepared.example_inputs())
-        if self.recipe.widen.at is None:
-            return own
-        total, before = self._steps
-        return dense.then(own, before / total)
+        return dense.then(own, self._before) if self._before else own
 
     def _closing(self, arm: str) -> list[BudgetCallback]:
         """What closes the budget of an arm that starts open."""
@@ -215,9 +212,8 @@ class _Repetition:
         if arm not in ("fpe", "overlap") or not widen.starts_open:
             return []
         schedule = widen.schedule or Schedule()
-        total, before = self._steps
         begin, end = (
-            (before + share * (total - before)) / total for share in (schedule.begin, schedule.end)
+            self._before + share * (1 - self._before) for share in (schedule.begin, schedule.end)
         )
         others = schedule.model_dump(exclude={"begin", "end"})
         return [BudgetCallback(begin, end, **others, disjoint=arm == "fpe")]
@@ -249,6 +245,14 @@ class _Repetition:
         if not 0 < step < total:
             raise RecipeError(f"widen.at: step {step} is not within the training of {total} steps.")
         return total, int(step)
+
+    @cached_property
+    def _before(self) -> float:
+        """Share of the training that comes before the split, 0 to 1."""
+        if self.recipe.widen.at is None:
+            return 0.0
+        total, step = self._steps
+        return step / total
 
     @cached_property
     def warm_up(self) -> Path | None:

@@ -121,6 +121,19 @@ def test_a_learned_split_loads_as_any_other(learned: Results) -> None:
     assert fpe_hf.audit(model).total.nonzeros == DENSE // 2
 
 
+@pytest.mark.parametrize("moves", ["gradient", "random"])
+@pytest.mark.parametrize("at", ["null", "{step: 3}"])
+def test_masks_that_move_keep_the_budget_from_the_split_on(
+    moves: str, at: str, tmp_path: Path
+) -> None:
+    own = (f"widen.schedule={{begin: 0.25, end: 0.75, every: 1, moves: {moves}}}", f"widen.at={at}")
+    arms = "compare.arms=[dense, fpe]"
+    found = run_recipe(recipe(tmp_path / "run", *LEARNED, *own, arms), say=lambda line: None)
+    counts = {point["step"]: point["nonzeros"] for point in run(found, "fpe").curve}
+    split = 0 if at == "null" else 3
+    assert {count for step, count in counts.items() if step > split} == {DENSE // 2}
+
+
 def test_gradual_pruning_of_a_parent_without_children(tmp_path: Path) -> None:
     own = recipe(
         tmp_path / "run",

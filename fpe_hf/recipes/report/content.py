@@ -145,8 +145,9 @@ def _costs(results: Results) -> Section:
         "after an open budget has closed, since whole matrices are multiplied then, too), before "
         "the split as dense.",
         "Seconds are the wall time of the training, from the split on if there was one. Peak "
-        "trainable parameters are the most there were at any time; non-zeros and bytes on disk are "
-        "those of the trained model. Controls are stored as they were trained, zeros included.",
+        "trainable parameters are the most there were at any time, masked ones included; non-zeros "
+        "and bytes on disk are those of the trained model. Controls are stored as they were "
+        "trained, zeros included.",
     )
     caption = "Non-zeros of every arm by step, at each evaluation, means over seeds."
     pictures = _picture("nonzeros-by-step", caption, partial(nonzeros_figure, results))
