@@ -70,6 +70,8 @@ _STYLES = {
 }
 _SAME_BUDGET = ("fpe", "fpe-random", "overlap", "narrow-dense")
 """Arms whose gain is drawn; that of `wide-dense` would dwarf it."""
+_IN_A_ROW = 4
+"""Arms in a row of a legend; more would not fit."""
 _FEW = 30
 """Points up to which each is marked."""
 
@@ -236,7 +238,7 @@ def _legend(figure: Any, axes: Any, theme: Theme) -> None:
         handles,
         labels,
         loc="outside upper center",
-        ncols=len(labels),
+        ncols=min(len(labels), _IN_A_ROW),
         frameon=False,
         labelcolor=theme.text,
         handlelength=3,

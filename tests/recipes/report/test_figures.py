@@ -42,6 +42,8 @@ def has_color(image: np.ndarray, color: str) -> bool:
 def test_every_arm_is_drawn_in_its_colour(metric: str, theme: Theme) -> None:
     image = pixels(curves_figure(make_results(ARMS), metric, theme))
     assert has_color(image, theme.page)
+    edges = np.concatenate([image[:, 0], image[:, -1]])
+    assert len(np.unique(edges, axis=0)) == 1, "nothing is cut off, the legend included"
     for arm in ARMS:
         assert has_color(image, theme.arms[arm]), arm
 
