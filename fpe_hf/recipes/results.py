@@ -29,7 +29,8 @@ class ArmResult:
         metrics: Name -> value after the last step, on the evaluation examples.
         curve: `step`, the metrics and `nonzeros` (if they can be counted), at every evaluation.
         nonzeros: Numbers of the model that are not zero by structure; 0 if unknown.
-        seconds: Wall time of the training, from the split on.
+        seconds: Wall time of the training, evaluations in its course and that before the split
+            included.
         audit: What `fpe_hf.audit` found, for widened models.
         interference: Metrics of the up projections `before` and `after` the training.
         flops: Of the whole training, as `fpe_hf.recipes.costs` estimates them; 0 if unknown.

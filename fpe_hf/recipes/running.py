@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -37,6 +36,7 @@ from .training import (
     StopOnSignal,
     make_arguments,
     make_trainer,
+    seconds_in,
     total_steps,
 )
 from .trust import check_code
@@ -138,11 +138,10 @@ class _Repetition:
         in_parts = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         if checkpoint is not None and is_widened(model) and not in_parts:
             verify_checkpoint(model, checkpoint)
-        started = time.perf_counter()
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if signals.stopped:
             raise Interrupted(f"stopped at step {trainer.state.global_step}, all saved in {folder}")
-        result = self._measure(arm, trainer, time.perf_counter() - started, before, cost)
+        result = self._measure(arm, trainer, before, cost)
         place = model_folder(self.folder.parent, arm, self.seed)
         if not is_widened(model):
             _save_as_usual(model, names)
@@ -287,11 +286,10 @@ class _Repetition:
 
     # -- what came out -------------------------------------------------------------------------
 
-    def _measure(
-        self, arm: str, trainer: Any, seconds: float, before: Any, cost: Cost
-    ) -> ArmResult:
+    def _measure(self, arm: str, trainer: Any, before: Any, cost: Cost) -> ArmResult:
         """Evaluates the trained model and reads the Trainer's log."""
         names = self.recipe.metrics
+        seconds = seconds_in(trainer.state.log_history)
         final = _metrics(trainer.evaluate(), names)
         log = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
         by_step = {

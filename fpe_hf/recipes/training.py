@@ -6,6 +6,7 @@ import math
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -103,6 +104,24 @@ class CountNonzeros(TrainerCallback):  # type: ignore[misc]
         state.log_history[-1]["nonzeros"] = nonzeros(model)
 
 
+class Clock(TrainerCallback):  # type: ignore[misc]
+    """Notes the seconds of training in the Trainer's log, those before a checkpoint included."""
+
+    def __init__(self) -> None:
+        self._zero = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._zero = time.perf_counter() - seconds_in(state.log_history)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.log_history[-1]["seconds"] = time.perf_counter() - self._zero
+
+
+def seconds_in(log: list[dict[str, Any]]) -> float:
+    """The seconds of training that a `Clock` noted in a Trainer's log."""
+    return float(next((entry["seconds"] for entry in reversed(log) if "seconds" in entry), 0.0))
+
+
 class CheckOptimizer(TrainerCallback):  # type: ignore[misc]
     """Refuses an optimizer's state that does not fit its parameters.
 
@@ -196,7 +215,7 @@ def make_trainer(
         processing_class=prepared.processor,
         compute_metrics=make_compute_metrics(recipe.metrics),
         preprocess_logits_for_metrics=best_classes,
-        callbacks=[StopOnDivergence(), CheckOptimizer(), *(callbacks or [])],
+        callbacks=[StopOnDivergence(), CheckOptimizer(), Clock(), *(callbacks or [])],
     )
     trainer.remove_callback(PrinterCallback)  # the log is in the report
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):  # in parts: not to be counted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fpe_hf.recipes.arms import fpe_config
 from fpe_hf.recipes.parsing import parse_recipe
 from fpe_hf.recipes.results import ArmResult, Results
 from fpe_hf.recipes.running import run_recipe
+from fpe_hf.recipes.training import seconds_in
 
 RECIPE = """
 model:
@@ -61,6 +63,12 @@ def test_arms_share_what_comes_before_the_split(arm: str, results: Results) -> N
     counts = {point["step"]: point["nonzeros"] for point in run(results, arm).curve}
     assert counts == {3: DENSE, 5: run(results, arm).nonzeros, 10: counts[5], 15: counts[5]}
     assert run(results, arm).peak_parameters >= DENSE
+
+
+def test_the_time_before_the_split_counts(results: Results) -> None:
+    state = Path(results.recipe["output"]["folder"]) / "seed-0" / "warm-up" / "checkpoint-3"
+    log = json.loads((state / "trainer_state.json").read_text())["log_history"]
+    assert 0 < seconds_in(log) < min(run(results, arm).seconds for arm in ("dense", "fpe"))
 
 
 def test_the_same_steps_but_for_dense_longer(results: Results) -> None:

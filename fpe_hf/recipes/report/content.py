@@ -144,7 +144,7 @@ def _costs(results: Results) -> Section:
         "Backward takes twice as many. From the split on an arm is counted as it starts (also "
         "after an open budget has closed, since whole matrices are multiplied then, too), before "
         "the split as dense.",
-        "Seconds are the wall time of the training, from the split on if there was one. Peak "
+        "Seconds are the wall time of the training, evaluations in its course included. Peak "
         "trainable parameters are the most there were at any time, masked ones included; non-zeros "
         "and bytes on disk are those of the trained model. Controls are stored as they were "
         "trained, zeros included.",
