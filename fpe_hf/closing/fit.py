@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..layers import OpenLayer
 from ..modules import fpe_layers
 from ..planning import BlockSpec
 from ..planning.spec import INDEPENDENT
@@ -28,9 +29,15 @@ def _fit(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: An
     next."""
     names = {layer: name for name, layer in fpe_layers(model)}
     for block in open_blocks(model):
-        given = [layer.of_state(prefix + names[layer], state_dict) for layer in block.layers]
+        given = [_given(layer, prefix + names[layer], state_dict) for layer in block.layers]
         if all("weight" in own and own["weight"].dim() == 1 for own in given):
             put(model, block, closed_layers(block, _closed_spec(block, given)))
+
+
+def _given(layer: OpenLayer, name: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a state dict that say what the closed layer is in the place of an open one."""
+    keys = {own: layer.key(name, own) for own in ("weight", "codes", "keep")}
+    return {own: state_dict[key] for own, key in keys.items() if key in state_dict}
 
 
 def close_as(model: nn.Module, specs: Sequence[BlockSpec]) -> None:
