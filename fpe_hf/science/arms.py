@@ -22,6 +22,7 @@ from ..splits import register_split
 from .tasks import Task
 
 ARMS = ("dense", "random", "clause", "learned", "overlap", "wide-dense", "dense-longer")
+_WARM_UP = 0.05  # of the training, for the learning rate
 _POINTS = 20  # of the course of training that are looked at
 
 
@@ -65,7 +66,8 @@ def train_run(run: Run, task: Task) -> dict[str, Any]:
     Returns:
         The run's fields, and: `score`, `metric`, `nonzeros` (all trainable values of the model),
         `steps`, `flops` (of the training, those of masked weights included), `seconds` (of
-        processor time), `course` (step, non-zeros and interference along the training), and what the task measures.
+        processor time), `course` (step, non-zeros and interference along the training), and what
+        the task measures.
     """
     seed, arm = run.seed, run.arm
     torch.manual_seed(seed)
@@ -85,7 +87,7 @@ def train_run(run: Run, task: Task) -> dict[str, Any]:
             if arm in ("learned", "overlap"):
                 schedule = _schedule(model, adam, steps - step, disjoint=arm == "learned")
         for group in adam.param_groups:
-            group["lr"] = task.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = task.lr * _share(step, steps)
         adam.zero_grad()
         task.loss(model, x, y).backward()
         adam.step()
@@ -108,6 +110,12 @@ def train_run(run: Run, task: Task) -> dict[str, Any]:
         "course": course,
         **(task.measure(model) if task.measure else {}),
     }
+
+
+def _share(step: int, steps: int) -> float:
+    """Of the learning rate: it rises for `_WARM_UP` of the steps, and falls as a half cosine."""
+    rise = max(_WARM_UP * steps, 1.0)
+    return min((step + 1) / rise, 1.0) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def flops_per_step(task: Task, width: int) -> int:

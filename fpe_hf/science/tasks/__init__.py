@@ -30,7 +30,7 @@ class Task:
         build: A dense model of a given MLP width, its weights drawn from torch's generator.
         steps: Optimizer steps.
         batch_size: Examples per step.
-        lr: Learning rate of Adam at the start; it falls to 0 as a half cosine.
+        lr: Highest learning rate of Adam (see `fpe_hf.science.arms.train_run`).
         metric: What is scored on the test examples: accuracy in percent, or the mean loss.
         argument: What a transformers model calls its input; `None` for modules that take a tensor
             and return outputs.

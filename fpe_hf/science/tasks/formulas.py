@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from math import comb
@@ -24,9 +23,9 @@ def formulas(seed: int) -> Task:
     """The formula of a seed, its examples, and networks of one hidden layer."""
     problems = replace(TASK, first_seed=TASK.first_seed + seed).draw(1)
     variables = problems.formulas[0].variables
-    parts = (problems.x, problems.y, problems.test_x, problems.test_y)
+    x, y, test_x, test_y = problems.x, problems.y, problems.test_x, problems.test_y
     return Task(
-        Labelled(*(part[0] for part in parts), names=("false", "true")),
+        Labelled(x[0], y[0], test_x[0], test_y[0], ("false", "true")),
         lambda width: mlp(TASK.inputs, [width], 1),
         (BEFORE.epochs + AFTER.epochs) * (TASK.examples // BEFORE.batch_size),
         BEFORE.batch_size,
@@ -44,7 +43,7 @@ def _clause_figures(variables: Tensor, model: nn.Module) -> dict[str, float]:
     return clause_figures(layer.dense_weight()[layer.children_places()] != 0, variables)
 
 
-def clause_figures(mask: Tensor, clauses: Tensor) -> Mapping[str, float]:
+def clause_figures(mask: Tensor, clauses: Tensor) -> dict[str, float]:
     """Which children read which clauses.
 
     Args:

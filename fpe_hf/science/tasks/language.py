@@ -67,7 +67,8 @@ def python_topics() -> Labelled:
     counts = Counter(texts[0])
     names = ("�", *sorted(character for character in counts if counts[character] >= _RARE))
     x, test_x = (
-        _windows(text, names, stride) for text, stride in zip(texts, (_STRIDE, _CONTEXT), strict=True)
+        _windows(text, names, stride)
+        for text, stride in zip(texts, (_STRIDE, _CONTEXT), strict=True)
     )
     return Labelled(x[:, :-1], x[:, 1:], test_x[:, :-1], test_x[:, 1:], names)
 
