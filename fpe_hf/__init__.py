@@ -13,6 +13,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .auditing import AuditReport, audit
+    from .callback import BudgetCallback
     from .config import FPEConfig
     from .conversion import widen
     from .dense import to_dense
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
     from .errors import FPEError
     from .hub import from_pretrained, push_to_hub
     from .memory import recompute_hidden
+    from .schedule import BudgetSchedule
     from .splits import register_split
 
 __all__ = [
     "AuditReport",
+    "BudgetCallback",
+    "BudgetSchedule",
     "FPEConfig",
     "FPEError",
     "MLPBlock",
@@ -40,6 +44,8 @@ __all__ = [
 
 _HOMES = {
     "AuditReport": "auditing",
+    "BudgetCallback": "callback",
+    "BudgetSchedule": "schedule",
     "FPEConfig": "config",
     "FPEError": "errors",
     "MLPBlock": "discovery",

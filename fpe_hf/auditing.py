@@ -14,6 +14,7 @@ from .errors import BudgetError, ConfigError, OverwrittenError
 from .layers import DownLayer, FPELayer, UpLayer
 from .modules import blocks_of
 from .planning import BlockSpec
+from .planning.spec import OPEN
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class BlockAudit:
         disk_bytes: Bytes of its tensors in a checkpoint.
         layout: `"element"` or `"block"`.
         alpha: Children per parent.
+        open: Whether the budget is open: more weights are alive than the block may end with.
     """
 
     name: str
@@ -53,6 +55,7 @@ class BlockAudit:
     disk_bytes: int
     layout: str = ""
     alpha: int = 0
+    open: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,19 +73,40 @@ class AuditReport:
     breaches: tuple[str, ...] = field(default=())
 
     @property
-    def ok(self) -> bool:
-        """Whether every invariant holds."""
-        return not self.breaches
+    def open(self) -> bool:
+        """Whether the budget of a block is open."""
+        return self.total.open
 
-    def raise_for_breach(self) -> AuditReport:
+    @property
+    def ok(self) -> bool:
+        """Whether every invariant holds, and no budget is open."""
+        return not self.breaches and not self.open
+
+    def raise_for_breach(self, *, allow_open: bool = False) -> AuditReport:
         """Returns the report itself.
 
+        Args:
+            allow_open: Accept open budgets.
+
         Raises:
-            BudgetError: An invariant does not hold.
+            BudgetError: An invariant does not hold, or a budget is open.
         """
-        if self.breaches:
-            raise BudgetError(" ".join(self.breaches))
+        if self.breaches or (self.open and not allow_open):
+            raise BudgetError(self.verdict)
         return self
+
+    @property
+    def verdict(self) -> str:
+        """The breaches and open budgets, in words."""
+        if self.breaches:
+            return " ".join(["BREACHES:", *self.breaches])
+        if self.open:
+            ratio = self.total.nonzeros / max(1, self.total.parent_nonzeros)
+            return (
+                f"THE BUDGET IS OPEN: the blocks hold {ratio:.2f} times their parents' non-zeros. "
+                "Train with a BudgetSchedule, which closes it."
+            )
+        return "All invariants hold."
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -124,8 +148,7 @@ class AuditReport:
             ).rstrip()
             for row in [header, ["-" * width for width in widths], *cells]
         ]
-        verdict = "All invariants hold." if self.ok else "BREACHES: " + " ".join(self.breaches)
-        return "\n".join([*lines, verdict])
+        return "\n".join([*lines, self.verdict])
 
 
 def audit(model: nn.Module, *, strict: bool = False) -> AuditReport:
@@ -176,6 +199,7 @@ def _audit_block(
     downs = [layer for layer in layers.values() if isinstance(layer, DownLayer)]
     if len(ups) != len(spec.ups) or len(downs) != 1:
         breaches.append(f"Block {spec.name!r} is incomplete: it has only {', '.join(layers)}.")
+    nonzeros = sum(layer.nonzeros() for layer in layers.values())
     numbers: dict[str, int] = defaultdict(int)
     overwritten: list[str] = []
     memory = disk = 0
@@ -198,8 +222,8 @@ def _audit_block(
     block = BlockAudit(
         name=spec.here(spec.name),
         parent_nonzeros=spec.parent_nonzeros,
-        nonzeros=sum(numbers.values()),
-        weights=numbers["weight"],
+        nonzeros=nonzeros,
+        weights=nonzeros - numbers["bias"] - numbers["coupling"],
         biases=numbers["bias"],
         scalars=numbers["coupling"],
         parents=spec.all_parents,
@@ -211,13 +235,14 @@ def _audit_block(
         disk_bytes=disk,
         layout=spec.layout,
         alpha=spec.alpha,
+        open=spec.layout == OPEN and nonzeros > spec.limit,
     )
-    if block.nonzeros > block.parent_nonzeros:
+    if block.nonzeros > spec.limit and not block.open:
         breaches.append(
-            f"Block {spec.name!r} has {block.nonzeros} non-zeros, "
-            f"{block.nonzeros - block.parent_nonzeros} more than its parent."
+            f"Block {spec.name!r} has {block.nonzeros} non-zeros, {block.nonzeros - spec.limit} "
+            f"more than {'its parent' if spec.budget == 1.0 else 'its budget'}."
         )
-    if not disjoint:
+    if not disjoint and not block.open:
         breaches.append(f"Children of block {spec.name!r} share inputs.")
     return block
 
@@ -236,6 +261,7 @@ def _total(blocks: tuple[BlockAudit, ...]) -> BlockAudit:
     return BlockAudit(
         name="total",
         disjoint=all(block.disjoint for block in blocks),
+        open=any(block.open for block in blocks),
         coverage=sum(block.coverage * block.parents for block in blocks) / parents,
         **sums,
     )

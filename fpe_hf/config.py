@@ -15,6 +15,7 @@ LAYOUTS = ("element", "block")
 AUTO = "auto"
 BIASES = ("shared", "child")
 MAX_ALPHA = 256
+MIN_BUDGET = 0.05
 
 # Fields that may differ from block to block.
 OVERRIDABLE = (
@@ -26,6 +27,8 @@ OVERRIDABLE = (
     "coupling",
     "learn_coupling",
     "bias",
+    "budget",
+    "open",
     "seed",
 )
 
@@ -35,10 +38,11 @@ class FPEConfig:
     """How to widen a model. The defaults are the paper's (arXiv 2510.04500, section 3).
 
     Args:
-        alpha: Expansion factor: children per parent neuron, 2 to 256.
+        alpha: Expansion factor: children per parent neuron, 2 to 256; 1 with a `budget` below 1.
         split: How a parent's inputs are divided among its children: `"random"` (balanced, drawn
-            for every parent), `"feature"` (balanced clusters of the Gram matrix `W1^T W1`), or a
-            name given to `register_split`.
+            for every parent), `"feature"` (balanced clusters of the Gram matrix `W1^T W1`),
+            `"learned"` (by training, while a `BudgetSchedule` closes the budget), or a name given
+            to `register_split`.
         fan_out: How outgoing weights are divided. `"replicate"` copies them to every child, then
             prunes the smallest magnitudes back to the budget (the paper); `"partition"` leaves
             each outgoing weight with exactly one child.
@@ -53,6 +57,10 @@ class FPEConfig:
             as many of the smallest weights.
         bias: `"shared"`: the children of a parent share its bias, for free; `"child"`: one bias
             per child, paid for by pruning.
+        budget: Share of the parent's non-zeros that the block ends with, 0.05 to 1.0.
+        open: Start with more non-zeros than the budget allows, to be closed in training by a
+            `BudgetSchedule`: every child keeps its copies of the outgoing weights and, with a
+            learned split, all of its parent's inputs. A learned split is always open.
         targets: Names or patterns of the blocks to widen; `None` takes every block that
             `find_mlps` lists. A word matches a block whose name, or whose up, gate or down
             projection, equals it, ends with `.word`, lies below it, or matches it as a shell
@@ -73,28 +81,35 @@ class FPEConfig:
     coupling: float = 0.0
     learn_coupling: bool = False
     bias: str = "shared"
+    budget: float = 1.0
+    open: bool = False
     targets: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_int("alpha", self.alpha, 2, MAX_ALPHA)
+        _check_int("alpha", self.alpha, 1, MAX_ALPHA)
         _check_int("seed", self.seed, 0, 2**63 - 1)
         if self.tile_size is not None:
             _check_int("tile_size", self.tile_size, 1, None)
         _check_choice("fan_out", self.fan_out, FAN_OUTS)
         _check_choice("layout", self.layout, (*LAYOUTS, AUTO))
         _check_choice("bias", self.bias, BIASES)
-        if not isinstance(self.learn_coupling, bool):
-            raise ConfigError(f"learn_coupling={self.learn_coupling!r} must be True or False.")
-        if isinstance(self.coupling, bool) or not isinstance(self.coupling, (int, float)):
-            raise ConfigError(f"coupling={self.coupling!r} must be a number from 0.0 to 1.0.")
-        if not 0.0 <= self.coupling <= 1.0:
+        for name in ("learn_coupling", "open"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be True or False.")
+        for name, least, accepted in (
+            ("coupling", 0.0, "0.0 (plain FPE) to 1.0 (exact start)"),
+            ("budget", MIN_BUDGET, f"{MIN_BUDGET} to 1.0 (the parent's non-zeros)"),
+        ):
+            share = _read_share(name, getattr(self, name), least, accepted)
+            object.__setattr__(self, name, share)
+        if self.alpha == 1 and self.budget == 1.0:
             raise ConfigError(
-                f"coupling={self.coupling!r} is out of range: 0.0 (plain FPE) to 1.0 (exact start)."
+                f"alpha=1 is out of range: it must be an integer from 2 to {MAX_ALPHA}. With a "
+                "budget below 1.0 it may be 1, too."
             )
-        object.__setattr__(self, "coupling", float(self.coupling))
         from .splits import check_split
 
         check_split(self.split)
@@ -103,10 +118,38 @@ class FPEConfig:
                 f"tile_size={self.tile_size!r} needs layout='block', not {self.layout!r}: "
                 "drop tile_size or set layout='block'."
             )
+        if self.starts_open:
+            self._check_open()
         if self.targets is not None:
             object.__setattr__(self, "targets", _check_words("targets", self.targets))
         object.__setattr__(self, "exclude", _check_words("exclude", self.exclude))
         self._check_overrides()
+
+    @property
+    def starts_open(self) -> bool:
+        """Whether blocks start with more non-zeros than the budget allows."""
+        from .splits import LEARNED
+
+        return self.open or self.split == LEARNED
+
+    def _check_open(self) -> None:
+        from .splits import LEARNED
+
+        what = "split='learned'" if self.split == LEARNED else "open=True"
+        if self.layout == "block":
+            raise ConfigError(
+                f"{what} needs layout='element' (or 'auto'): what training leaves fits no tiles."
+            )
+        if self.coupling or self.learn_coupling:
+            raise ConfigError(
+                f"{what} goes without coupling: set coupling=0.0, learn_coupling=False. A learned "
+                "split starts exactly at its parent anyway."
+            )
+        if self.split == LEARNED and self.fan_out != "replicate":
+            raise ConfigError(
+                f"{what} needs fan_out='replicate', not {self.fan_out!r}: training divides the "
+                "outgoing weights, too."
+            )
 
     def _check_overrides(self) -> None:
         if not isinstance(self.overrides, Mapping):
@@ -209,6 +252,14 @@ def _check_int(name: str, value: object, low: int, high: int | None) -> None:
         raise ConfigError(f"{name}={value!r} must be {accepted}.")
     if value < low or (high is not None and value > high):
         raise ConfigError(f"{name}={value!r} is out of range: it must be {accepted}.")
+
+
+def _read_share(name: str, value: object, least: float, accepted: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"{name}={value!r} must be a number from {least} to 1.0.")
+    if not least <= value <= 1.0:
+        raise ConfigError(f"{name}={value!r} is out of range: {accepted}.")
+    return float(value)
 
 
 def _check_choice(name: str, value: object, accepted: tuple[str, ...]) -> None:

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from .checkpoint.loading import load_model
 from .checkpoint.saving import record_plan
+from .closing import resume_closed
 from .config import FPEConfig
 from .discovery import MLPBlock, find_mlps
 from .errors import ConfigError
@@ -136,6 +137,7 @@ def apply_plans(model: nn.Module, plans: Plans, config: FPEConfig) -> None:
         block, plan = plans.pop()
         replace_block(model, block, plan)
     fuse(model)
+    resume_closed(model)
     record_plan(model, config, specs)
 
 

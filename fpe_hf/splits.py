@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RANDOM = "random"
+LEARNED = "learned"
 _GOLDEN = 0x9E3779B97F4A7C15
 _CHUNK = 1 << 16  # keys at a time: they stay in cache
 _FEW_CHUNKS = 16  # that one thread works through before others have started
@@ -214,3 +215,4 @@ def feature_split(weight: Tensor, alpha: int, *, seed: int, shared: bool) -> Ten
 
 register_split(RANDOM, random_split)
 register_split("feature", feature_split)
+register_split(LEARNED, random_split)  # where training has not decided yet

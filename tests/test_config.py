@@ -18,14 +18,20 @@ WORDS = st.lists(st.text(max_size=8), max_size=3)
 def settings_of_a_block(draw: st.DrawFn) -> dict[str, Any]:
     layout = draw(st.sampled_from(LAYOUTS))
     tile_sizes = st.none() if layout == "element" else st.none() | st.integers(1, 10**6)
+    fan_out = draw(st.sampled_from(FAN_OUTS))
+    coupling, learn = draw(st.just(0.0) | st.floats(0.0, 1.0)), draw(st.booleans())
+    may_open = layout == "element" and not coupling and not learn
+    learned = ["learned"] if may_open and fan_out == "replicate" else []
     return {
         "alpha": draw(st.integers(2, 256)),
-        "split": draw(st.sampled_from(["random", "feature"])),
-        "fan_out": draw(st.sampled_from(FAN_OUTS)),
+        "split": draw(st.sampled_from(["random", "feature", *learned])),
+        "fan_out": fan_out,
         "layout": layout,
         "tile_size": draw(tile_sizes),
-        "coupling": draw(st.floats(0.0, 1.0)),
-        "learn_coupling": draw(st.booleans()),
+        "coupling": coupling,
+        "learn_coupling": learn,
+        "budget": draw(st.floats(0.05, 1.0)),
+        "open": may_open and draw(st.booleans()),
         "bias": draw(st.sampled_from(BIASES)),
         "seed": draw(st.integers(0, 2**63 - 1)),
     }
@@ -56,13 +62,13 @@ def test_json_round_trip(config: FPEConfig) -> None:
 
 REJECTED = [
     ("alpha", 1, "2 to 256"),
-    ("alpha", 257, "2 to 256"),
+    ("alpha", 257, "1 to 256"),
     ("alpha", 2.0, "an integer"),
     ("alpha", True, "an integer"),
     ("alpha", "2", "an integer"),
-    ("split", "rows", "'feature', 'random'"),
-    ("split", None, "'feature', 'random'"),
-    ("split", ["random"], "'feature', 'random'"),
+    ("split", "rows", "'feature', 'learned', 'random'"),
+    ("split", None, "'feature', 'learned', 'random'"),
+    ("split", ["random"], "'feature', 'learned', 'random'"),
     ("fan_out", "copy", "'replicate', 'partition'"),
     ("fan_out", None, "'replicate', 'partition'"),
     ("layout", "csr", "'element', 'block'"),
@@ -76,6 +82,11 @@ REJECTED = [
     ("coupling", True, "a number from 0.0 to 1.0"),
     ("learn_coupling", 1, "True or False"),
     ("learn_coupling", None, "True or False"),
+    ("open", 1, "True or False"),
+    ("budget", 0.0, "0.05 to 1.0"),
+    ("budget", 1.5, "0.05 to 1.0"),
+    ("budget", float("nan"), "0.05 to 1.0"),
+    ("budget", "1", "a number from 0.05 to 1.0"),
     ("tile_size", 0, "an integer from 1"),
     ("tile_size", 8.0, "an integer from 1"),
     ("tile_size", 8, "layout='block'"),
@@ -174,6 +185,28 @@ def test_for_block_replaces_exactly_the_overridden_fields(
     assert {name: getattr(own, name) for name in OVERRIDABLE} == fields
     assert own.overrides == {}
     assert config.for_block([]) == dataclasses.replace(config, overrides={})
+
+
+@pytest.mark.parametrize(
+    ("fields", "fix"),
+    [
+        ({"split": "learned", "layout": "block"}, "layout='element'"),
+        ({"open": True, "layout": "block"}, "layout='element'"),
+        ({"open": True, "coupling": 1.0}, "coupling=0.0"),
+        ({"split": "learned", "learn_coupling": True}, "learn_coupling=False"),
+        ({"split": "learned", "fan_out": "partition"}, "fan_out='replicate'"),
+    ],
+)
+def test_what_does_not_go_with_an_open_budget(fields: dict[str, Any], fix: str) -> None:
+    with pytest.raises(ConfigError, match=fix):
+        FPEConfig(**fields)
+
+
+def test_one_child_needs_a_smaller_budget() -> None:
+    assert FPEConfig(alpha=1, budget=0.5).alpha == 1
+    learned = FPEConfig(split="learned", overrides={"a": {"split": "random"}})
+    assert learned.starts_open
+    assert not learned.for_block(["a"]).starts_open
 
 
 def test_later_overrides_win() -> None:

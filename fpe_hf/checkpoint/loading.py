@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..closing import resume_closed
 from ..errors import CheckpointError
 from ..fusing import fuse
 from ..layers import FPELayer, empty_layers
@@ -110,6 +111,7 @@ def insert_empty_layers(model: PreTrainedModel, specs: Sequence[BlockSpec]) -> N
         layers = empty_layers(spec, stocks, weight.dtype, weight.device)
         put_layers(model, spec, layers, found)
         inserted += 1
+    resume_closed(model)
     _keep_initialized(model)
     if not inserted:
         raise CheckpointError(

@@ -15,7 +15,7 @@ from ..splits import RANDOM
 from ..version import __version__
 from .files import QUANT_METHOD
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _KEYS = ("quant_method", "format_version", "fpe_hf_version", "config", "blocks")
 
 

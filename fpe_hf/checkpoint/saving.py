@@ -128,6 +128,19 @@ def plan_of(model: Any) -> FPEQuantizationConfig | None:
     return FPEQuantizationConfig(format_version=FORMAT_VERSION, config=asked, blocks=specs)
 
 
+def refresh_plan(model: nn.Module) -> None:
+    """Writes the plan of what is widened now where `record_plan` wrote it."""
+    from .plan import FPEQuantizationConfig
+
+    done: set[int] = set()
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        own = getattr(config, "quantization_config", None)
+        if isinstance(own, FPEQuantizationConfig) and id(config) not in done:
+            done.add(id(config))
+            config.quantization_config = plan_of(module)
+
+
 def _specs(model: nn.Module) -> list[BlockSpec]:
     """The widened blocks of a model, each with its place there."""
     blocks = blocks_of(model)

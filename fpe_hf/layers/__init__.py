@@ -9,6 +9,7 @@ from .base import DownLayer, FPELayer, UpLayer
 from .block import BlockDown, BlockUp
 from .element import ElementDown, ElementUp
 from .experts import EXPERTS_STOCKS, move_in, move_out
+from .open import OpenDown, OpenLayer, OpenUp
 
 __all__ = [
     "EXPERTS_STOCKS",
@@ -18,6 +19,9 @@ __all__ = [
     "ElementDown",
     "ElementUp",
     "FPELayer",
+    "OpenDown",
+    "OpenLayer",
+    "OpenUp",
     "UpLayer",
     "build_layers",
     "empty_layers",
@@ -26,9 +30,13 @@ __all__ = [
     "move_out",
 ]
 
-_LAYOUTS: dict[str, tuple[type[ElementUp] | type[BlockUp], type[ElementDown] | type[BlockDown]]] = {
+Up = ElementUp | BlockUp | OpenUp
+Down = ElementDown | BlockDown | OpenDown
+
+_LAYOUTS: dict[str, tuple[type[Up], type[Down]]] = {
     "element": (ElementUp, ElementDown),
     "block": (BlockUp, BlockDown),
+    "open": (OpenUp, OpenDown),
 }
 
 

@@ -20,7 +20,7 @@ from ..splits import derive_seed
 from .checksum import UNVERIFIED, checksum, was_averaged
 from .seal import Seal, Stamps
 
-INDEX_BUFFERS = frozenset(("keep", "owner", "inputs", "outputs"))
+INDEX_BUFFERS = frozenset(("keep", "owner", "codes", "inputs", "outputs"))
 
 _OTHER_PLAN = (
     "it comes from another plan. Load it into a model widened with the same configuration and "
@@ -42,8 +42,9 @@ class FPELayer(nn.Module):
         stock: What it replaced (see `fpe_hf.linear`), and what `to_dense` makes of it.
         in_features: Width of its input.
         out_features: Width of its output.
-        weight: The kept weights, `[values]`; named after the parent's parameter so that stock
-            transformers refuses the file instead of re-initialising the layer.
+        weight: The kept weights, `[values]` (while the budget is open, a matrix); named after the
+            parent's parameter so that stock transformers refuses the file instead of
+            re-initialising the layer.
         bias: Bias or `None`.
         checksum: int64 `[2]` buffer, filled in only in what `state_dict` returns: the sum of the
             numbers, and the mark of the plan they belong to.
@@ -64,7 +65,7 @@ class FPELayer(nn.Module):
         in_features: int,
         out_features: int,
         *,
-        values: int,
+        values: int | tuple[int, ...],
         biases: int,
         dtype: torch.dtype,
         device: torch.device | str | None,
@@ -178,6 +179,13 @@ class FPELayer(nn.Module):
         self._host = (host, dict(names))
 
     @property
+    def home(self) -> tuple[nn.Module, dict[str, str]]:
+        """Where parameters are registered, and under which names."""
+        own = {name: name for name, tensor in self._parameters.items() if tensor is not None}
+        home: tuple[nn.Module, dict[str, str]] = self.__dict__.get("_host", (self, own))
+        return home
+
+    @property
     def host_names(self) -> dict[str, str]:
         """Names in the host of the parameters that moved in there."""
         names: dict[str, str] = self.__dict__.get("_host", (None, {}))[1]
@@ -245,6 +253,10 @@ class FPELayer(nn.Module):
         """The trainable tensors by name, wherever they are registered."""
         found = ((name, getattr(self, name, None)) for name in ("weight", "bias", "coupling"))
         return {name: parameter for name, parameter in found if parameter is not None}
+
+    def nonzeros(self) -> int:
+        """How many numbers of the budget the layer holds."""
+        return sum(number.numel() for number in self.numbers().values())
 
     def key(self, name: str, tensor: str) -> str:
         """Name in a state dict of one of this layer's tensors.
@@ -354,7 +366,7 @@ class FPELayer(nn.Module):
                 f"tensor {key!r} has shape {tuple(tensor.shape)}, but the model has "
                 f"{tuple(expected.shape)}: {_OTHER_PLAN}"
             )
-        integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+        integers = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
         floats = expected.is_floating_point()
         if not (tensor.is_floating_point() if floats else tensor.dtype in integers):
             raise CheckpointError(
@@ -483,7 +495,7 @@ class UpLayer(FPELayer):
         index: int,
         stock: str,
         *,
-        values: int,
+        values: int | tuple[int, ...],
         dtype: torch.dtype,
         device: torch.device | str | None,
     ) -> None:
@@ -584,7 +596,7 @@ class DownLayer(FPELayer):
         spec: BlockSpec,
         stock: str,
         *,
-        values: int,
+        values: int | tuple[int, ...],
         dtype: torch.dtype,
         device: torch.device | str | None,
     ) -> None:

@@ -14,6 +14,7 @@ from ..kernels.packed import Rows, fill, output_dtype, sums, usable
 from ..packing import code_bits, pack, packed_bytes, take_kept, unpack
 from ..planning import BlockPlan, BlockSpec
 from ..planning.draw import draw_down_children, draw_up_children
+from ..planning.spec import INDEPENDENT
 from .base import DownLayer, UpLayer
 
 
@@ -51,11 +52,13 @@ class ElementUp(UpLayer):
     Attributes:
         keep: Packed mask of kept entries `[sources, parents, inputs]`, or `None`.
         owner: Packed child of each input: `[inputs]` (`table`) or `[parents, inputs]`; not
-            saved if it follows from the seed (`hash`).
+            saved if it follows from the seed (`hash`) or from `codes` (`kept`).
+        codes: Packed child of each kept entry (`kept`), or `None`.
     """
 
     keep: Tensor | None
     owner: Tensor
+    codes: Tensor | None
 
     def __init__(
         self,
@@ -87,7 +90,10 @@ class ElementUp(UpLayer):
         self.register_buffer("keep", keep if spec.up_pruned[index] else None)
         size = packed_bytes(rows * spec.in_features, self.bits)
         children = torch.empty(size, dtype=torch.uint8, device=device)
-        self.register_buffer("owner", children, persistent=spec.assignment != "hash")
+        stored = spec.assignment in ("table", "codes")
+        self.register_buffer("owner", children, persistent=stored)
+        codes = torch.empty(packed_bytes(values, self.bits), dtype=torch.uint8, device=device)
+        self.register_buffer("codes", codes if spec.assignment == "kept" else None)
 
     @classmethod
     def from_parent(
@@ -106,17 +112,30 @@ class ElementUp(UpLayer):
         keep = plan.up_keep[index]
         assert plan.up_children is not None
         tensors = {name: t.clone() for name, t in layer.parent_extras(weight, bias).items()}
-        tensors["owner"] = pack(plan.up_children, layer.bits)
+        tensors |= layer.where(plan)
         if keep is None:
             tensors["weight"] = weight.clone(memory_format=torch.contiguous_format).view(-1)
         else:
             tensors["weight"] = take_kept(weight.flatten(0, 1), keep.flatten(0, 1))
-            tensors["keep"] = pack(keep, 1)
         layer.bind({name: t.detach().to(weight.device) for name, t in tensors.items()})
         return layer
 
+    def where(self, plan: BlockPlan) -> dict[str, Tensor]:
+        """The index buffers that a plan gives."""
+        assert plan.up_children is not None
+        assert self.index is not None
+        keep = plan.up_keep[self.index]
+        tensors = {"owner": pack(plan.up_children, self.bits)}
+        if keep is not None:
+            tensors["keep"] = pack(keep, 1)
+        if self.codes is not None:
+            codes = plan.up_children.expand(self.spec.sources_per_up, *self.codes_shape)
+            kept = codes.flatten() if keep is None else take_kept(codes, keep.to(codes.device))
+            tensors["codes"] = pack(kept, self.bits)
+        return tensors
+
     def dense_weight(self) -> Tensor:
-        matrix = fill(self.weight, self.keep, self.owner, self.rows)
+        matrix = fill(self.weight, self.keep, self._owner(), self.rows)
         coupling = self.couplings()
         if isinstance(coupling, Tensor) or coupling:
             parent = fill(self.weight, self.keep, None, self.parent_rows)
@@ -142,7 +161,7 @@ class ElementUp(UpLayer):
 
     def _project_packed(self, x: Tensor, rows: Rows) -> Tensor:
         spec = self.spec
-        owner = self.owner if rows.children > 1 else None
+        owner = self._owner() if rows.children > 1 else None
         z = sums(x.reshape(-1, 1, rows.columns), self.weight, self.keep, owner, rows)
         coupling = self.couplings()
         if rows.children == 1:
@@ -175,10 +194,46 @@ class ElementUp(UpLayer):
         check_packed(f"{name}.owner", owner, self.bits, count, self.spec.alpha)
         if keep is not None:
             check_keep(f"{name}.keep", keep, self.entries, self.weight.numel())
+        if self.codes is not None:
+            self._check_codes(name)
+
+    def _check_codes(self, name: str) -> None:
+        """Checks that kept entries name children that exist, and one child for each input."""
+        assert self.codes is not None
+        name, kept = f"{name}.codes", self.weight.numel()
+        check_packed(name, self.codes, self.bits, kept, self.spec.alpha)
+        by_source = self._spread_codes(self.spec.alpha)
+        least, most = by_source.amin(0), self._spread_codes(0).amax(0)
+        if bool((least < most).any()):
+            raise CheckpointError(f"tensor {name!r} gives one input to two children of a parent.")
+
+    def _spread_codes(self, nothing: int) -> Tensor:
+        """The child of every kept entry, and `nothing` for the others: uint8
+        `[sources, parents, inputs]`."""
+        assert self.codes is not None
+        codes = unpack(self.codes, self.bits, self.weight.numel())
+        keep = self._keep()
+        shape = (self.spec.sources_per_up, *self.codes_shape)
+        if keep is None:
+            return codes.view(shape)
+        spread = torch.full(shape, nothing, dtype=torch.uint8, device=codes.device)
+        return spread.masked_scatter_(keep, codes)
 
     def reset_derived(self) -> None:
         if self.spec.assignment == "hash":
             self.owner = pack(draw_up_children(self.spec), self.bits).to(self.index_device())
+        elif self.codes is not None and self._fits():
+            self.owner = pack(self._spread_codes(0).amax(0), self.bits)
+
+    def _fits(self) -> bool:
+        """Whether there are as many kept entries as weights; `check` says so if not."""
+        here = not (self.weight.is_meta or self.codes is None or self.codes.is_meta)
+        keep = self._keep() if here else None
+        return here and (keep is None or int(keep.count_nonzero()) == self.weight.numel())
+
+    def _owner(self) -> Tensor | None:
+        """What `fill` and `sums` want: nothing if there is one child."""
+        return self.owner if self.spec.alpha > 1 else None
 
     def _keep(self) -> Tensor | None:
         if self.keep is None:
@@ -196,7 +251,8 @@ class ElementDown(DownLayer):
     """Down projection in the `element` layout.
 
     Attributes:
-        keep: Packed mask of kept outgoing weights of the parent `[outputs, parents]`, or `None`.
+        keep: Packed mask of kept outgoing weights of the parent `[outputs, parents]`, or of its
+            children `[outputs, alpha, parents]` if they are independent; `None` if all are kept.
         owner: Packed child of each outgoing weight (partition), never saved; or `None`.
     """
 
@@ -212,7 +268,9 @@ class ElementDown(DownLayer):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(spec, stock, values=spec.down_values, dtype=dtype, device=device)
-        self.entries = spec.out_features * spec.all_parents
+        independent = spec.fan_out == INDEPENDENT
+        self.copies = spec.alpha if independent else 1
+        self.entries = spec.out_features * self.copies * spec.all_parents
         self.bits = code_bits(spec.alpha)
         keep = torch.empty(packed_bytes(self.entries, 1), dtype=torch.uint8, device=device)
         self.register_buffer("keep", keep if spec.down_pruned else None)
@@ -225,7 +283,7 @@ class ElementDown(DownLayer):
             axes=(spec.out_features, 1 if partition else spec.alpha, spec.experts),
             columns=spec.parents,
             children=spec.alpha if partition else 1,
-            keep=(spec.experts, 0, 1),
+            keep=(self.copies * spec.experts, spec.experts if independent else 0, 1),
             owner=(spec.experts, 0, 1),
             inputs=(0, 0, 0) if partition else (0, 1, 0),
             order=(2, 0, 1, 3),
@@ -236,22 +294,24 @@ class ElementDown(DownLayer):
         cls, plan: BlockPlan, stock: str, weight: Tensor, bias: Tensor | None
     ) -> ElementDown:
         """Moves a parent's weights `[outputs, parents]` and bias into the packed form."""
-        spec = plan.spec
+        spec, keep = plan.spec, plan.down_keep
         layer = cls(spec, stock, dtype=weight.dtype, device="meta")
-        keep = plan.down_keep
-        tensors: dict[str, Tensor] = {} if bias is None else {"bias": bias.clone()}
+        tensors = layer.where(plan) | ({} if bias is None else {"bias": bias.clone()})
         copies = weight.unsqueeze(1)
         if plan.down_children is None:
             copies = copies.expand(-1, spec.alpha, -1)
-        else:
-            tensors["owner"] = pack(plan.down_children, layer.bits)
         if keep is None:
             tensors["weight"] = copies.clone(memory_format=torch.contiguous_format).view(-1)
         else:
             tensors["weight"] = take_kept(copies, keep.unsqueeze(1))
-            tensors["keep"] = pack(keep, 1)
         layer.bind({name: t.detach().to(weight.device) for name, t in tensors.items()})
         return layer
+
+    def where(self, plan: BlockPlan) -> dict[str, Tensor]:
+        """The index buffers that a plan gives."""
+        codes = {"owner": plan.down_children, "keep": plan.down_keep}
+        bits = {"owner": self.bits, "keep": 1}
+        return {name: pack(own, bits[name]) for name, own in codes.items() if own is not None}
 
     def dense_weight(self) -> Tensor:
         matrix = fill(self.weight, self.keep, self.owner, self.rows).flatten(2)
@@ -271,7 +331,8 @@ class ElementDown(DownLayer):
     def check(self, name: str) -> None:
         keep = self._buffers["keep"]
         if keep is not None:
-            copies = self.spec.alpha if self._buffers["owner"] is None else 1
+            replicated = self.spec.fan_out == "replicate"
+            copies = self.spec.alpha if replicated else 1
             kept, remainder = divmod(self.weight.numel(), copies)
             if remainder:
                 raise CheckpointError(
@@ -283,15 +344,3 @@ class ElementDown(DownLayer):
     def reset_derived(self) -> None:
         if self.owner is not None:
             self.owner = pack(draw_down_children(self.spec), self.bits).to(self.index_device())
-
-    def _keep(self) -> Tensor | None:
-        if self.keep is None:
-            return None
-        shape = (self.spec.out_features, self.spec.all_parents)
-        return unpack(self.keep, 1, self.entries).view(shape).bool()
-
-    def _codes(self) -> Tensor:
-        """The child that keeps each outgoing weight: uint8 `[outputs, 1, parents]`."""
-        assert self.owner is not None
-        codes = unpack(self.owner, self.bits, self.entries)
-        return codes.view(self.spec.out_features, 1, self.spec.all_parents)

@@ -37,7 +37,7 @@ class TileColumns:
         inputs: Inputs `d`.
         outputs: Outputs `o`.
         alpha: Children per parent.
-        extra: Columns taken by biases per child and learned coupling.
+        extra: Columns taken by biases per child and learned coupling, or that the budget lacks.
     """
 
     sources: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,13 +12,13 @@ from torch import Tensor
 from ..config import AUTO, FPEConfig
 from ..discovery import MLPBlock
 from ..errors import PlanError
-from ..splits import RANDOM, derive_seed, divide
+from ..splits import LEARNED, RANDOM, derive_seed, divide
 from .budget import TileColumns, balanced, extra_numbers
 from .costs import options
 from .draw import draw_down_children, draw_tile_inputs, draw_tile_outputs, draw_up_children
 from .importance import mean_square, norm, of_inputs, of_outputs
 from .prune import keep_columns, keep_largest
-from .spec import BlockSpec
+from .spec import OPEN, BlockSpec
 
 logger = logging.getLogger("fpe_hf")
 
@@ -54,11 +54,13 @@ class BlockPlan:
 
     Attributes:
         spec: Shapes, counts and options.
-        up_children: `element`: child of each input, uint8 `[parents, inputs]` or `[inputs]`.
+        up_children: `element`: child of each input, uint8 `[parents, inputs]` or `[inputs]`;
+            `open`: the same, or `None` if every child reads all inputs.
         up_keep: `element`: kept entries per up module, bool like its weight, or `None` for all.
-        down_children: `element`, partition: child of each outgoing weight, uint8
+        down_children: `element` and `open`, partition: child of each outgoing weight, uint8
             `[outputs, parents]`.
-        down_keep: `element`: kept outgoing weights, bool `[outputs, parents]`, or `None` for all.
+        down_keep: `element`: kept outgoing weights, bool `[outputs, parents]`, or with an
+            independent fan-out `[outputs, alpha, parents]`; `None` for all.
         inputs: `block`: inputs of each child of each tile (int64).
         outputs: `block`: outputs of each child of each tile (int64).
     """
@@ -81,12 +83,12 @@ def plan_block(block: MLPBlock, parent: ParentWeights, config: FPEConfig) -> Blo
         config: The configuration of this block.
 
     Returns:
-        The plan. It keeps the budget: `spec.nonzeros <= spec.parent_nonzeros`.
+        The plan. Unless it is open it keeps the budget: `spec.nonzeros <= spec.limit`.
 
     Raises:
         PlanError: The shapes or the weights forbid it.
     """
-    if config.layout == AUTO:
+    if config.layout == AUTO and not config.starts_open:
         return _plan_fastest(block, parent, config)
     check_block(block, config)
     for tensor in parent.numbers:
@@ -96,6 +98,8 @@ def plan_block(block: MLPBlock, parent: ParentWeights, config: FPEConfig) -> Blo
                 "repair the checkpoint, or name the block in exclude."
             )
     draft = _draft_spec(block, parent, config)
+    if config.starts_open:
+        return _plan_open(draft, parent, config)
     if config.layout == "element":
         return _plan_element(draft, parent, config)
     return _plan_block_layout(draft, parent, config)
@@ -164,6 +168,7 @@ def _draft_spec(block: MLPBlock, parent: ParentWeights, config: FPEConfig) -> Bl
         bias=config.bias,
         seed=derive_seed(config.seed, block.name),
         parent_nonzeros=weights + biases,
+        budget=config.budget,
     )
 
 
@@ -176,7 +181,7 @@ def _extra(spec: BlockSpec, config: FPEConfig) -> int:
 def _plan_element(draft: BlockSpec, parent: ParentWeights, config: FPEConfig) -> BlockPlan:
     children, assignment = _divide_inputs(draft, parent)
     copies = draft.alpha if draft.fan_out == "replicate" else 1
-    up_masks, down_mask = _prune(draft, parent, copies, _extra(draft, config))
+    up_masks, down_mask = _prune(draft, parent, copies, _allowances(draft, parent, config))
     up_keep = tuple(None if bool(mask.all()) else mask for mask in up_masks)
     down_keep = None if bool(down_mask.all()) else down_mask
     spec = replace(
@@ -196,21 +201,47 @@ def _plan_element(draft: BlockSpec, parent: ParentWeights, config: FPEConfig) ->
     )
 
 
+def _plan_open(draft: BlockSpec, parent: ParentWeights, config: FPEConfig) -> BlockPlan:
+    spec = replace(draft, layout=OPEN, final_weights=tuple(_allowances(draft, parent, config)))
+    return BlockPlan(
+        spec=spec,
+        up_children=None if spec.split == LEARNED else _divide_inputs(spec, parent)[0],
+        down_children=draw_down_children(spec) if spec.fan_out == "partition" else None,
+    )
+
+
+def _allowances(spec: BlockSpec, parent: ParentWeights, config: FPEConfig) -> list[int]:
+    """How many weights each expert may keep."""
+    extra = _extra(spec, config)
+    biases = (*parent.up_biases, parent.down_bias)
+    own_biases = sum(bias.numel() for bias in biases if bias is not None) // spec.experts
+    allowances = []
+    for matrices in _by_expert(spec, parent):
+        weights = sum(int(matrix.count_nonzero()) for matrix in matrices)
+        allowed = int(spec.budget * (weights + own_biases)) - own_biases - extra
+        if allowed <= 0:
+            raise PlanError(
+                f"block {spec.name!r} is too small to pay for bias={spec.bias!r}, "
+                f"learn_coupling={spec.learn_coupling}, budget={spec.budget}: nothing would be "
+                "left of its weights."
+            )
+        allowances.append(allowed)
+    return allowances
+
+
+def _by_expert(spec: BlockSpec, parent: ParentWeights) -> Iterator[list[Tensor]]:
+    """The up matrices and the down matrix of each expert."""
+    for first in range(0, spec.all_parents, spec.parents):
+        yield [matrix.narrow(1, first, spec.parents) for matrix in (*parent.ups, parent.down)]
+
+
 def _prune(
-    spec: BlockSpec, parent: ParentWeights, copies: int, extra: int
+    spec: BlockSpec, parent: ParentWeights, copies: int, allowances: Sequence[int]
 ) -> tuple[list[Tensor], Tensor]:
     """Masks of kept entries; every expert keeps its own budget."""
     up_masks: list[list[Tensor]] = [[] for _ in parent.ups]
     down_masks = []
-    for first in range(0, spec.all_parents, spec.parents):
-        ups = [up.narrow(1, first, spec.parents) for up in parent.ups]
-        down = parent.down.narrow(1, first, spec.parents)
-        allowed = sum(int(t.count_nonzero()) for t in (*ups, down)) - extra
-        if allowed <= 0:
-            raise PlanError(
-                f"block {spec.name!r} is too small to pay for bias={spec.bias!r}, "
-                f"learn_coupling={spec.learn_coupling}: nothing would be left of its weights."
-            )
+    for (*ups, down), allowed in zip(_by_expert(spec, parent), allowances, strict=True):
         kept_ups, kept_down = keep_largest(ups, down, copies, allowed)
         for masks, mask in zip(up_masks, kept_ups, strict=True):
             masks.append(mask)
@@ -245,7 +276,9 @@ def _divide_by_expert(spec: BlockSpec, weight: Tensor) -> Tensor:
 
 def _plan_block_layout(draft: BlockSpec, parent: ParentWeights, config: FPEConfig) -> BlockPlan:
     spec = replace(draft, tile_size=min(config.tile_size or draft.parents, draft.parents))
-    extra = -(-_extra(spec, config) // spec.parents)
+    biases = sum(t.numel() for t in (*parent.up_biases, parent.down_bias) if t is not None)
+    left = (spec.limit - biases) // spec.experts - _extra(spec, config)
+    extra = spec.sources * spec.in_features + spec.out_features - left // spec.parents
     columns = TileColumns(spec.sources, spec.in_features, spec.out_features, spec.alpha, extra)
     replicate = spec.fan_out == "replicate"
     if not replicate:
@@ -260,8 +293,8 @@ def _plan_block_layout(draft: BlockSpec, parent: ParentWeights, config: FPEConfi
     if kept_inputs < spec.alpha:
         raise PlanError(
             f"block {spec.name!r}: alpha={spec.alpha} with bias={config.bias!r}, "
-            f"learn_coupling={config.learn_coupling} leaves {kept_inputs} inputs for "
-            f"{spec.alpha} children: lower alpha, or set layout='element'."
+            f"learn_coupling={config.learn_coupling}, budget={config.budget} leaves "
+            f"{kept_inputs} inputs for {spec.alpha} children: lower alpha, or set layout='element'."
         )
     spec = replace(
         spec,

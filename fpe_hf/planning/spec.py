@@ -4,16 +4,19 @@ holds, and enough to rebuild the block's modules empty."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..config import BIASES, FAN_OUTS, LAYOUTS, MAX_ALPHA
+from ..config import BIASES, FAN_OUTS, MAX_ALPHA, MIN_BUDGET
 from ..errors import CheckpointError, did_you_mean
 
 FUSED = (None, "halves", "interleaved")
-ASSIGNMENTS = ("hash", "table", "codes")
+ASSIGNMENTS = ("hash", "table", "codes", "kept")
+OPEN = "open"
+INDEPENDENT = "independent"
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,18 @@ class BlockSpec:
         down_bias: Whether the down projection has a bias.
         alpha: Children per parent.
         split: Name of the split that divided the inputs.
-        fan_out: `"replicate"` or `"partition"`.
-        layout: `"element"` or `"block"`.
+        fan_out: `"replicate"`, `"partition"`, or `"independent"` (children that were trained while
+            the budget was open keep whatever outgoing weights are left to them).
+        layout: `"element"` or `"block"`; `"open"` while the budget is not closed: dense matrices
+            and masks of what is still alive.
         coupling: Fixed coupling, or the value a learned one started at.
         learn_coupling: Whether there is a trainable coupling per parent and up-type matrix.
         bias: `"shared"` or `"child"`.
         seed: The block's own seed.
-        parent_nonzeros: The budget: non-zero weights of the parent, plus its biases.
+        parent_nonzeros: Non-zero weights of the parent, plus its biases.
         assignment: `element`: how the division of inputs is kept: `"hash"` (a function of the
-            seed), `"table"` (one row for all parents) or `"codes"` (entry by entry).
+            seed), `"table"` (one row for all parents), `"codes"` (entry by entry) or `"kept"`
+            (kept entry by kept entry).
         up_values: `element`: number of weights kept by each up module.
         down_values: `element`: number of weights kept by the down projection.
         up_pruned: `element`: whether each up module has a mask of kept entries.
@@ -56,6 +62,8 @@ class BlockSpec:
         tile_size: `block`: parents per tile (the last tile may be smaller).
         child_inputs: `block`: inputs read by each child, the same in every tile.
         child_outputs: `block`: outputs written by each child, the same in every tile.
+        final_weights: `open`: how many weights each expert may end with.
+        budget: Share of `parent_nonzeros` that the block may hold (an open one: end with).
         experts: Experts that `ups` and `down` stack; 1 for the projections of an ordinary block.
         transposed: Experts: whether each parameter, `ups` then `down`, holds `[in, out]` matrices.
         bias_names: Experts: name of the bias parameter that goes with each, or `None`.
@@ -89,6 +97,8 @@ class BlockSpec:
     tile_size: int = 0
     child_inputs: tuple[int, ...] = ()
     child_outputs: tuple[int, ...] = ()
+    final_weights: tuple[int, ...] = ()
+    budget: float = 1.0
     experts: int = 1
     transposed: tuple[bool, ...] = ()
     bias_names: tuple[str | None, ...] = ()
@@ -136,6 +146,11 @@ class BlockSpec:
         )
 
     @property
+    def limit(self) -> int:
+        """The budget: how many non-zeros the block may hold (an open one: end with)."""
+        return int(self.budget * self.parent_nonzeros)
+
+    @property
     def parent_numbers(self) -> int:
         """Numbers the dense parent stores, zero or not."""
         weights = self.parents * (self.sources * self.in_features + self.out_features)
@@ -148,6 +163,9 @@ class BlockSpec:
         """Numbers in the `weight` of every up module."""
         if self.layout == "element":
             return self.up_values
+        if self.layout == OPEN:
+            one = self.sources_per_up * self.alpha * self.all_parents * self.in_features
+            return (one,) * len(self.ups)
         return (self.sources_per_up * self.all_parents * sum(self.child_inputs),) * len(self.ups)
 
     @property
@@ -155,6 +173,8 @@ class BlockSpec:
         """Numbers in the `weight` of the down projection."""
         if self.layout == "element":
             return self.down_values
+        if self.layout == OPEN:
+            return self.alpha * self.all_parents * self.out_features
         return self.all_parents * sum(self.child_outputs)
 
     @property
@@ -171,14 +191,14 @@ class BlockSpec:
 
     @property
     def nonzeros(self) -> int:
-        """All trainable numbers of the widened block; never above `parent_nonzeros`."""
+        """All trainable numbers of the widened block; never above `limit` unless it is open."""
         weights = sum(self.up_weights) + self.down_weights
         return weights + self.bias_numbers + self.coupling_numbers
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values, without those that this kind of block does not use."""
         fields = dataclasses.asdict(self)
-        for name in _unused(self.layout, self.experts > 1, bool(self.place)):
+        for name in _unused(self.layout, self.experts > 1, bool(self.place), self.budget < 1.0):
             del fields[name]
         return {
             key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()
@@ -196,12 +216,12 @@ class BlockSpec:
             raise CheckpointError(f"A block of the FPE config must be an object, not {fields!r}.")
         where = f"block {fields.get('name')!r} of the FPE config"
         layout = fields.get("layout")
-        if layout not in LAYOUTS:
-            raise CheckpointError(f"{where}: layout={layout!r}; accepted: {', '.join(LAYOUTS)}.")
+        if layout not in tuple(_UNUSED):
+            raise CheckpointError(f"{where}: layout={layout!r}; accepted: {', '.join(_UNUSED)}.")
         expected = {
             item.name: item
             for item in dataclasses.fields(cls)
-            if item.name not in _unused(str(layout), "experts" in fields, "place" in fields)
+            if item.name not in _unused(str(layout), *(name in fields for name in _RARE))
         }
         for name in fields:
             if name not in expected:
@@ -224,8 +244,13 @@ class BlockSpec:
 
         for size in ("in_features", "parents", "out_features"):
             require(getattr(self, size) > 0, f"{size}={getattr(self, size)} must be positive.")
-        require(2 <= self.alpha <= MAX_ALPHA, f"alpha={self.alpha} must be 2 to {MAX_ALPHA}.")
-        require(self.fan_out in FAN_OUTS, f"fan_out={self.fan_out!r}; accepted: {FAN_OUTS}.")
+        require(MIN_BUDGET <= self.budget <= 1.0, f"budget={self.budget} is out of range.")
+        least = 1 if self.budget < 1.0 else 2
+        require(
+            least <= self.alpha <= MAX_ALPHA, f"alpha={self.alpha} must be {least} to {MAX_ALPHA}."
+        )
+        fan_outs = (*FAN_OUTS, INDEPENDENT) if self.layout == "element" else FAN_OUTS
+        require(self.fan_out in fan_outs, f"fan_out={self.fan_out!r}; accepted: {fan_outs}.")
         require(self.bias in BIASES, f"bias={self.bias!r}; accepted: {BIASES}.")
         require(self.fused in FUSED, f"fused={self.fused!r}; accepted: {FUSED}.")
         require(len(self.ups) in (1, 2), f"ups={self.ups} must name one or two modules.")
@@ -239,7 +264,7 @@ class BlockSpec:
             self._check_experts(require)
         if self.layout == "element":
             entries = self.sources_per_up * self.all_parents * self.in_features
-            copies = self.alpha if self.fan_out == "replicate" else 1
+            copies = 1 if self.fan_out == "partition" else self.alpha
             outgoing = copies * self.all_parents * self.out_features
             require(
                 self.assignment in ASSIGNMENTS,
@@ -260,6 +285,8 @@ class BlockSpec:
                 else self.down_values == outgoing,
                 f"down_values={self.down_values} does not fit {outgoing} entries.",
             )
+        elif self.layout == OPEN:
+            self._check_open(require)
         else:
             require(
                 1 <= self.tile_size <= self.parents,
@@ -284,8 +311,22 @@ class BlockSpec:
             f"{self.parent_numbers} numbers.",
         )
         require(
-            self.nonzeros <= self.parent_nonzeros,
-            f"{self.nonzeros} non-zeros exceed the budget, parent_nonzeros={self.parent_nonzeros}.",
+            self.layout == OPEN or self.nonzeros <= self.limit,
+            f"{self.nonzeros} non-zeros exceed the budget of {self.limit}: budget={self.budget}, "
+            f"parent_nonzeros={self.parent_nonzeros}.",
+        )
+
+    def _check_open(self, require: Callable[[bool, str], None]) -> None:
+        uncoupled = self.coupling == 0.0 and not self.learn_coupling
+        require(uncoupled, "an open block has no coupling.")
+        require(
+            len(self.final_weights) == self.experts and min(self.final_weights) > 0,
+            f"final_weights={self.final_weights} must be positive, one per expert.",
+        )
+        final = sum(self.final_weights) + self.bias_numbers
+        require(
+            final <= self.limit,
+            f"final_weights={self.final_weights} exceed the budget of {self.limit}.",
         )
 
     def _check_experts(self, require: Callable[[bool, str], None]) -> None:
@@ -304,15 +345,21 @@ class BlockSpec:
 
 _ELEMENT_FIELDS = ("assignment", "up_values", "down_values", "up_pruned", "down_pruned")
 _BLOCK_FIELDS = ("tile_size", "child_inputs", "child_outputs")
+_OPEN_FIELDS = ("final_weights",)
 _EXPERT_FIELDS = ("experts", "transposed", "bias_names")
-_UNUSED = {"element": _BLOCK_FIELDS, "block": _ELEMENT_FIELDS}
+_UNUSED = {
+    "element": _BLOCK_FIELDS + _OPEN_FIELDS,
+    "block": _ELEMENT_FIELDS + _OPEN_FIELDS,
+    OPEN: _ELEMENT_FIELDS + _BLOCK_FIELDS,
+}
+_RARE = {"experts": _EXPERT_FIELDS, "place": ("place",), "budget": ("budget",)}
 _TYPES: dict[str, type] = {"str": str, "int": int, "bool": bool, "float": float}
 
 
-def _unused(layout: str, experts: bool, placed: bool) -> tuple[str, ...]:
-    """The fields that say nothing about a block."""
-    rare = (() if experts else _EXPERT_FIELDS) + (() if placed else ("place",))
-    return _UNUSED[layout] + rare
+def _unused(layout: str, *rare: bool) -> tuple[str, ...]:
+    """The fields that say nothing about a block, given which of the rare ones are used."""
+    unused = (names for names, used in zip(_RARE.values(), rare, strict=True) if not used)
+    return _UNUSED[layout] + tuple(itertools.chain.from_iterable(unused))
 
 
 def _read(where: str, name: str, kind: str, value: object) -> Any:

@@ -1,0 +1,88 @@
+"""Which weights of an open block stay alive while its budget closes.
+
+Magnitudes of up and down compete together, as in gradual magnitude pruning (Zhu and Gupta, 2017).
+An input of a parent ends with at most one child: of its siblings' weights for that input all but
+the largest count for less and less, and for nothing in the end. Outgoing weights compete child by
+child.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..planning.prune import keep_largest
+from .block import OpenBlock
+
+
+def prune(block: OpenBlock, progress: float, power: float, *, disjoint: bool = True) -> None:
+    """Prunes a block down to what the schedule allows.
+
+    Args:
+        block: The block. Its masks change, and its weights where they are pruned.
+        progress: How far the budget is closed, 0 to 1.
+        power: Of the schedule: of the weights that must go, `(1 - progress)^power` are left.
+        disjoint: Whether siblings compete for inputs; not so in a control.
+    """
+    for expert, final in enumerate(block.spec.final_weights):
+        surplus = int((block.start - final) * (1.0 - progress) ** power)
+        ups, down = block.magnitudes(expert)
+        winners = _winners(block, expert, ups) if disjoint else None
+        block.keep(expert, *survivors(ups, down, winners, final, surplus, (1.0 - progress) ** 2))
+    for layer in block.layers:
+        layer.kill()
+
+
+def survivors(
+    ups: list[Tensor],
+    down: Tensor,
+    winners: Tensor | None,
+    final: int,
+    surplus: int,
+    handicap: float,
+) -> tuple[list[Tensor], Tensor]:
+    """Which weights stay.
+
+    What could be kept in the end if the budget closed now is safe. Beside it the largest others
+    stay for the time being.
+
+    Args:
+        ups: Magnitudes per up module `[sources, alpha, parents, inputs]`; zero if pruned.
+        down: Magnitudes `[outputs, alpha, parents]`.
+        winners: Children whose weight for an input is the largest among its siblings', bool
+            `[alpha, parents, inputs]`; `None` if siblings do not compete.
+        final: Weights to end with.
+        surplus: Weights to keep beyond that.
+        handicap: What magnitudes of the other siblings are multiplied with.
+
+    Returns:
+        Masks like `ups` and `down`.
+    """
+    safe = ups if winners is None else [up * winners for up in ups]
+    kept_ups, kept_down = keep_largest(safe, down, 1, final)
+    if surplus > 0:
+        others = [
+            torch.where(kept, 0.0, up if winners is None else up.where(winners, up * handicap))
+            for up, kept in zip(ups, kept_ups, strict=True)
+        ]
+        more_ups, more_down = keep_largest(others, down.where(~kept_down, 0.0), 1, surplus)
+        kept_ups = [kept | more for kept, more in zip(kept_ups, more_ups, strict=True)]
+        kept_down |= more_down
+    return kept_ups, kept_down
+
+
+def _winners(block: OpenBlock, expert: int, ups: Sequence[Tensor]) -> Tensor:
+    """The child with the largest weight for each input of each parent, gate and up together: bool
+    `[alpha, parents, inputs]`."""
+    total = torch.stack([up.sum(0) for up in ups]).sum(0)
+    best = total.amax(0)
+    winners = total == best
+    tied = (winners.sum(0) > 1) & (best > 0)
+    if bool(tied.any()):
+        child = torch.arange(len(total), dtype=torch.uint8, device=total.device)
+        preferred = winners & (block.preferred[expert] == child.view(-1, 1, 1))
+        first = winners & (winners.cumsum(0) == 1)
+        winners = torch.where(preferred.any(0), preferred, first)
+    return winners

@@ -1,0 +1,66 @@
+"""An open model that is given the tensors of a closed one closes, and takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..modules import fpe_layers
+from ..planning import BlockSpec
+from ..planning.spec import INDEPENDENT
+from .block import OpenBlock, open_blocks
+from .pack import closed_layers, put
+
+
+def resume_closed(model: nn.Module) -> None:
+    """Has an open model close by itself when it is to load the tensors of a closed one: training
+    that was cut off after the budget had been closed resumes."""
+    if open_blocks(model):
+        model.register_load_state_dict_pre_hook(_fit)
+
+
+def _fit(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+    """Closes the blocks whose packed weights a state dict holds; they are empty then, to be loaded
+    next."""
+    names = {layer: name for name, layer in fpe_layers(model)}
+    for block in open_blocks(model):
+        given = [layer.of_state(prefix + names[layer], state_dict) for layer in block.layers]
+        if all("weight" in own and own["weight"].dim() == 1 for own in given):
+            put(model, block, closed_layers(block, _closed_spec(block, given)))
+
+
+def close_as(model: nn.Module, specs: Sequence[BlockSpec]) -> None:
+    """Closes the open blocks of a model, in order; their weights are empty then.
+
+    Raises:
+        ConfigError: These are other blocks.
+    """
+    blocks = open_blocks(model)
+    names = [block.spec.name for block in blocks]
+    if blocks and names != [spec.name for spec in specs]:
+        raise ConfigError(
+            f"the state is of other blocks, {', '.join(spec.name for spec in specs)}; the model's "
+            f"are {', '.join(names)}."
+        )
+    for block, spec in zip(blocks, specs, strict=False):
+        put(model, block, closed_layers(block, spec))
+
+
+def _closed_spec(block: OpenBlock, given: list[dict[str, Tensor]]) -> BlockSpec:
+    """The closed block that has tensors of these names and sizes."""
+    *ups, down = given
+    return replace(
+        block.down.spec,
+        layout="element",
+        fan_out=INDEPENDENT,
+        final_weights=(),
+        assignment="kept" if "codes" in ups[0] else "hash",
+        up_values=tuple(own["weight"].numel() for own in ups),
+        down_values=down["weight"].numel(),
+        up_pruned=tuple("keep" in own for own in ups),
+        down_pruned="keep" in down,
+    )

@@ -1,0 +1,335 @@
+"""`BudgetSchedule`: closes the budget of an open model while it trains, in anybody's loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .checkpoint.saving import refresh_plan
+from .closing import OpenBlock, close_as, open_blocks, pack
+from .closing.compete import prune
+from .closing.moves import GRADIENT, MOVES, move
+from .closing.wrappers import wrap_again, wrappers_of
+from .draws import Draws
+from .errors import ConfigError, did_you_mean
+from .layers import OpenLayer
+from .layers.base import at_hand
+from .modules import blocks_of, fpe_layers
+from .planning import BlockSpec
+from .splits import derive_seed
+
+_EVENTS = 100
+"""How often masks change, unless it is said."""
+
+_MOVING_SHARE = 0.3
+"""Share of the weights that the first move exchanges (Evci et al. 2020)."""
+
+
+class BudgetSchedule:
+    """Closes the budget of a model's open blocks in training.
+
+    From `begin` to `end` of the steps the smallest magnitudes are pruned, up and down projections
+    together, until exactly the budget is left: of the weights that must go, `(1 - p)^power` are
+    left at progress `p` (Zhu and Gupta 2017, cubic). Each input of a parent ends with at most one
+    child. Then the open layers become ordinary `element` layers, in place. Until then, pruned
+    weights are zero after every `step()`, and get no gradient.
+
+    Args:
+        model: A model that `widen` left open (`split="learned"`, or `open=True`); wrapped in
+            `DistributedDataParallel`, compiled, or as it is.
+        total_steps: Optimizer steps of the whole training.
+        optimizer: Its groups of parameters and its moments follow when layers are exchanged.
+            Without it, make a new optimizer when `open` turns false.
+        begin: When the budget begins to close, as a share of `total_steps`.
+        end: When it is closed.
+        power: Exponent of the schedule.
+        every: Optimizer steps between changes of the masks; by default a hundred changes in all.
+        moves: Keep the budget from the first step on and move the masks instead: every so often a
+            share of the smallest weights (0.3, falling to 0 at `end`) is exchanged for others,
+            those with the largest gradients (`"gradient"`) or any (`"random"`).
+        disjoint: Whether siblings compete for inputs. Without it, as a control, the layers stay
+            open: no layout holds children that share inputs.
+        start: Steps that the optimizer has made before.
+
+    Attributes:
+        open: Whether the budget is open.
+
+    Raises:
+        ConfigError: A value is not accepted, or parameters are in parts (FSDP, DeepSpeed).
+
+    Example:
+        >>> schedule = fpe_hf.BudgetSchedule(model, total_steps, optimizer=optimizer)
+        >>> for batch in batches:
+        ...     model(**batch).loss.backward()
+        ...     optimizer.step()
+        ...     schedule.step()
+        ...     optimizer.zero_grad()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        total_steps: int,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        begin: float = 0.1,
+        end: float = 0.7,
+        power: float = 3,
+        every: int | None = None,
+        moves: str | None = None,
+        disjoint: bool = True,
+        start: int = 0,
+    ) -> None:
+        self.check(total_steps, begin, end, power, every, moves)
+        self._model, self._optimizer = model, optimizer
+        self._begin, self._end = round(begin * total_steps), max(1, round(end * total_steps))
+        self._power, self._moves, self._disjoint = power, moves, disjoint
+        self._every = every or max(1, (self._end - self._begin) // _EVENTS)
+        self._wrappers: list[DistributedDataParallel] = []
+        self._step = start
+        self._closed: list[BlockSpec] = []
+        self._blocks = open_blocks(model)
+        if not self._blocks and not blocks_of(model):
+            raise ConfigError(
+                'The model has no widened block; fpe_hf.widen(model, split="learned") opens them.'
+            )
+        parts = [
+            b.spec.name for b in self._blocks if not at_hand(*(own.weight for own in b.layers))
+        ]
+        if parts:
+            raise ConfigError(
+                f"the parameters of block {parts[0]!r} are in parts, as with FSDP and DeepSpeed: "
+                "close the budget in training with DistributedDataParallel or on one device."
+            )
+        own = {layer: name for name, layer in fpe_layers(model)}
+        self._opened = [(own[o], o.weight) for block in self._blocks for o in block.layers]
+        # Some weights are dead from the start where the split is not learned.
+        divided = any(block.start < sum(_sizes(block)) for block in self._blocks)
+        self._pruned = divided or start > self._begin
+        self._watch()
+        if moves is not None and start == 0:
+            self._prune(1.0)
+
+    @property
+    def open(self) -> bool:
+        """Whether the budget is open: whether there are layers to close."""
+        return bool(self._blocks) and not self._closed
+
+    @property
+    def nonzeros(self) -> int:
+        """Non-zeros of the widened blocks as they are now, biases and scalars included."""
+        return sum(layer.nonzeros() for _, layer in fpe_layers(self._model))
+
+    def step(self) -> None:
+        """Tells that the optimizer has made a step. Call it before gradients are zeroed."""
+        self._step += 1
+        if not self._blocks:
+            return
+        if self.open and self._step >= self._end:
+            self.close()
+        elif self.open and self._is_event(self._step):
+            progress = (self._step - self._begin) / (self._end - self._begin)
+            if self._moves is None:
+                self._prune(progress)
+            else:
+                self._move(_MOVING_SHARE * (1 + math.cos(math.pi * progress)) / 2)
+        elif self._pruned:
+            self._kill()
+
+    def close(self) -> None:
+        """Closes the budget at once; afterwards the model holds non-zeros only."""
+        if not self.open:
+            return
+        self._prune(1.0)
+        self._closed = [block.down.spec for block in self._blocks]
+        if not self._disjoint:
+            return
+        blocks, self._blocks, self._closed = self._blocks, [], []
+        for block in blocks:
+            for packed in pack(self._model, block):
+                self._follow(packed.old, packed.new, packed.take)
+            self._closed.append(packed.spec)
+        self._opened = []
+        self._settle()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the schedule is, as JSON values. Masks and weights are in the model's state."""
+        return {"step": self._step, "closed": [spec.to_dict() for spec in self._closed]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state; before or after the model and the optimizer load theirs.
+
+        Args:
+            state: What `state_dict` gave. If the budget was closed, the model's open layers are
+                exchanged for empty ones of the closed blocks, unless it has loaded those already.
+
+        Raises:
+            ConfigError: It is no such state, or one of an open budget for a model that is closed.
+        """
+        if not isinstance(state, Mapping) or not {"step", "closed"} <= state.keys():
+            raise ConfigError(f"{state!r} is no state of a BudgetSchedule: step and closed.")
+        step, closed = int(state["step"]), [BlockSpec.from_dict(own) for own in state["closed"]]
+        if self._opened and not closed and not open_blocks(self._model):
+            raise ConfigError(
+                f"The state is of step {step}, when the budget was open, but the model is closed: "
+                "open one by widen, and load that step's weights into it."
+            )
+        self._step = step
+        self._pruned = self._pruned or step > self._begin
+        if not closed or not self._disjoint:
+            self._closed = closed
+            return
+        close_as(self._model, closed)
+        layers = dict(fpe_layers(self._model))
+        for name, old in self._opened:
+            self._follow(old, layers[name].weight)
+        self._blocks, self._closed, self._opened = [], closed, []
+        self._settle()
+
+    @staticmethod
+    def check(
+        total_steps: object,
+        begin: float,
+        end: float,
+        power: float,
+        every: object,
+        moves: object,
+        disjoint: bool = True,
+    ) -> None:
+        """Raises `ConfigError` if a value is not accepted."""
+        for name, value in (("total_steps", total_steps), ("every", every)):
+            if name == "every" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name}={value!r} must be an integer from 1.")
+        for name, share in (("begin", begin), ("end", end), ("power", power)):
+            if isinstance(share, bool) or not isinstance(share, (int, float)):
+                raise ConfigError(f"{name}={share!r} must be a number.")
+        if not 0.0 <= begin < end <= 1.0:
+            raise ConfigError(
+                f"begin={begin!r}, end={end!r} must be shares of the training: 0 <= begin < end "
+                "<= 1."
+            )
+        if not power > 0:
+            raise ConfigError(f"power={power!r} must be above 0.")
+        if moves is not None and moves not in MOVES:
+            raise ConfigError(
+                f"moves={moves!r} is not accepted; accepted: {', '.join(map(repr, MOVES))} or None."
+                f"{did_you_mean(str(moves), MOVES)}"
+            )
+
+    def _is_event(self, step: int) -> bool:
+        """Whether masks change after this step."""
+        past = step - self._begin
+        return 0 < past < self._end - self._begin and past % self._every == 0
+
+    def _prune(self, progress: float) -> None:
+        for block in self._blocks:
+            prune(block, progress, self._power, disjoint=self._disjoint)
+        self._agree()
+
+    def _move(self, share: float) -> None:
+        draws = None
+        if self._moves == GRADIENT:
+            self._check_gradients()
+        else:
+            draws = Draws(derive_seed(self._blocks[0].spec.seed, "moves", str(self._step)))
+        for block in self._blocks:
+            for layer, come in zip(block.layers, move(block, share, draws), strict=True):
+                self._forget(layer.weight, come)
+        self._agree()
+
+    def _agree(self) -> None:
+        """Has all processes of a model take the decision of the first."""
+        self._pruned = True
+        self._wrappers = self._wrappers or wrappers_of(self._model)
+        if not self._wrappers:
+            return
+        for block in self._blocks:
+            for layer in block.layers:
+                mask = layer.mask.to(torch.uint8)
+                distributed.broadcast(mask, 0)
+                layer.mask.copy_(mask)
+        self._kill()
+
+    def _kill(self) -> None:
+        for block in self._blocks:
+            for layer in block.layers:
+                layer.kill()
+
+    def _watch(self) -> None:
+        """Has weights that are pruned get no gradient, so that they do not count when gradients are
+        clipped, unless a move is about to look at it."""
+
+        def forget(layer: OpenLayer, weight: Tensor) -> None:
+            looked_at = self._moves == GRADIENT and self._is_event(self._step + 1)
+            if self._pruned and weight.grad is not None and not looked_at:
+                weight.grad.masked_fill_(~layer.mask, 0.0)
+
+        for block in self._blocks:
+            for layer in block.layers:
+                if layer.weight.requires_grad:
+                    layer.weight.register_post_accumulate_grad_hook(partial(forget, layer))
+
+    def _check_gradients(self) -> None:
+        weights = [layer.weight for block in self._blocks for layer in block.layers]
+        if any(weight.grad is None for weight in weights):
+            raise ConfigError(
+                "moves='gradient' looks at gradients: call step() before they are zeroed, and let "
+                "all weights of the open blocks train; or take moves='random'."
+            )
+
+    def _forget(self, weight: nn.Parameter, come: Tensor) -> None:
+        """Has weights that start anew start without moments."""
+        state = {} if self._optimizer is None else self._optimizer.state.get(weight, {})
+        for value in state.values():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                value.masked_fill_(come, 0.0)
+
+    def _follow(
+        self, old: nn.Parameter, new: nn.Parameter, take: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        """Has the optimizer train a parameter in the place of another.
+
+        Args:
+            old: The parameter of an open layer.
+            new: That of the closed one.
+            take: Takes what belongs to `new` from a tensor like `old`; without it, only moments
+                that fit `new` already are kept.
+        """
+        if old.grad is not None and take is not None:
+            new.grad = take(old.grad)
+        if self._optimizer is None:
+            return
+        for group in self._optimizer.param_groups:
+            group["params"] = [new if own is old else own for own in group["params"]]
+        state = self._optimizer.state.pop(old, None)
+        if state:
+            moved = {key: _moved(value, old, new, take) for key, value in state.items()}
+            if not any(value is None and state[key] is not None for key, value in moved.items()):
+                self._optimizer.state[new] = moved
+
+    def _settle(self) -> None:
+        """Makes the rest of the model fit its closed layers."""
+        refresh_plan(self._model)
+        for wrapper in self._wrappers or wrappers_of(self._model):
+            wrap_again(wrapper)
+
+
+def _sizes(block: OpenBlock) -> Iterator[int]:
+    """The weights of one expert in every matrix, dead or alive."""
+    return (layer.weight.numel() // block.spec.experts for layer in block.layers)
+
+
+def _moved(value: Any, old: Tensor, new: Tensor, take: Callable[[Tensor], Tensor] | None) -> Any:
+    """A part of an optimizer's state, for a parameter that takes the place of another; `None` if
+    it cannot be had."""
+    if not isinstance(value, Tensor) or value.dim() == 0 or value.shape == new.shape:
+        return value
+    return take(value) if take is not None and value.shape == old.shape else None
