@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..conversion import widen
 from ..metrics import interference
+from ..schedule import BudgetSchedule
 from ..splits import register_split
 from .tasks import Task
 
@@ -85,7 +86,8 @@ def train_run(run: Run, task: Task) -> dict[str, Any]:
             model = _split(model, run, task)
             adam = torch.optim.Adam(model.parameters(), lr=task.lr)
             if arm in ("learned", "overlap"):
-                schedule = _schedule(model, adam, steps - step, disjoint=arm == "learned")
+                left, disjoint = steps - step, arm == "learned"
+                schedule = BudgetSchedule(model, left, optimizer=adam, disjoint=disjoint)
         for group in adam.param_groups:
             group["lr"] = task.lr * _share(step, steps)
         adam.zero_grad()
@@ -145,19 +147,11 @@ def _split(model: nn.Module, run: Run, task: Task) -> nn.Module:
     settings: dict[str, Any] = {"alpha": run.alpha, "bias": "child", "seed": run.seed}
     if run.arm in ("learned", "overlap"):
         settings["split"] = "learned"
-        if run.opened == 0:
-            settings["noise"] = 1.0
     elif run.arm == "clause":
         assert task.clauses is not None
         settings["split"] = f"clauses-{run.name}"
         register_split(settings["split"], task.clauses)
     return widen(model, example_inputs=task.example_inputs, **settings)
-
-
-def _schedule(model: nn.Module, adam: torch.optim.Adam, steps: int, *, disjoint: bool) -> Any:
-    from ..closing.schedule import BudgetSchedule
-
-    return BudgetSchedule(model, steps, optimizer=adam, disjoint=disjoint)
 
 
 def _look(model: nn.Module, task: Task) -> Mapping[str, float]:

@@ -236,7 +236,7 @@ def _text(
 
 
 def _clauses_told(table: Sequence[Row]) -> str:
-    rows = [row for row in table if row["together"] == row["together"]]  # NaN is for other tasks
+    rows = [row for row in table if row["chance"] == row["chance"]]  # NaN is for other tasks
     if not rows:
         return ""
     return (

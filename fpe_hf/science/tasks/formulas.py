@@ -54,7 +54,7 @@ def clause_figures(mask: Tensor, clauses: Tensor) -> dict[str, float]:
         `whole`: share of clauses that some child reads whole. `together`: of the pairs of a parent
         and a clause whose literals its children all read, the share whose literals are in one
         child. `chance`: what that would be if the inputs that a parent's children read were dealt
-        to them at random, as many to each.
+        to them at random, as many to each; NaN where siblings share inputs.
     """
     literals = clauses.shape[1]
     pairs = whole_clauses(mask.any(0), clauses)
@@ -66,8 +66,9 @@ def clause_figures(mask: Tensor, clauses: Tensor) -> dict[str, float]:
     ]
     chance = torch.tensor(chances, dtype=torch.float32, device="cpu")[:, None].expand(pairs.shape)
     count = max(int(pairs.sum()), 1)
+    disjoint = int(mask.sum(0).max()) <= 1
     return {
         "whole": float(clause_coverage(mask.flatten(0, 1), clauses)),
         "together": int((together & pairs).sum()) / count,
-        "chance": float((chance * pairs).sum()) / count,
+        "chance": float((chance * pairs).sum()) / count if disjoint else float("nan"),
     }

@@ -36,7 +36,7 @@ def heads(seed: int) -> Task:
         lambda width: mlp(data.x.shape[1], [width], len(data.names)),
         EPOCHS * (len(data.y) // _BATCH),
         _BATCH,
-        lr=3e-3,
+        lr=1e-2,
         first="0",
     )
 

@@ -49,7 +49,7 @@ def language(times: int, seed: int) -> Task:
         model: nn.Module = GPT2LMHeadModel(config)
         return model
 
-    return Task(data, build, times * STEPS, 16, lr=3e-3, metric="loss", argument="input_ids")
+    return Task(data, build, times * STEPS, 16, lr=5e-3, metric="loss", argument="input_ids")
 
 
 @cache

@@ -23,7 +23,7 @@ def pixels(seed: int) -> Task:
         lambda width: mlp(data.x.shape[1], [width], len(data.names)),
         steps,
         _BATCH,
-        lr=3e-3,
+        lr=1e-2,
         first="0",
     )
 
@@ -52,7 +52,7 @@ def cnn(seed: int) -> Task:
             *mlp(16 * 7 * 7, [width], len(data.names)),
         )
 
-    return Task(data, build, EPOCHS * (len(data.y) // _BATCH), _BATCH, lr=3e-3)
+    return Task(data, build, EPOCHS * (len(data.y) // _BATCH), _BATCH, lr=1e-2)
 
 
 def vit(seed: int) -> Task:
@@ -75,7 +75,7 @@ def vit(seed: int) -> Task:
         model: nn.Module = ViTForImageClassification(config)
         return model
 
-    return Task(data, build, 4 * (len(data.y) // 64), 64, lr=2e-3, argument="pixel_values")
+    return Task(data, build, 4 * (len(data.y) // 64), 64, lr=1e-3, argument="pixel_values")
 
 
 @cache

@@ -33,5 +33,5 @@ def test_the_model_predicts_characters() -> None:
     assert task.steps == 3 * language(1, 0).steps
     model = task.build(8)
     loss = task.loss(model, *next(task.batches(0)))
-    assert float(loss) == pytest.approx(torch.tensor(len(task.data.names)).log().item(), abs=0.5)
+    assert loss.item() == pytest.approx(torch.tensor(len(task.data.names)).log().item(), abs=0.5)
     assert model.transformer.h[0].mlp.c_fc.weight.shape == (64, 8)
