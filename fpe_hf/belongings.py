@@ -64,7 +64,7 @@ def hand_over(old: nn.Module, new: nn.Module, bare: nn.Module) -> None:
     new.train(old.training)
     own = vars(old)
     known = {*vars(bare), *vars(new), *_ACCELERATE}
-    tags = {name for name in own.keys() - known if not hasattr(type(old), name)}
+    tags = [name for name in own if name not in known and not hasattr(type(old), name)]
     vars(new).update({name: own[name] for name in (*HOOKS, *tags)})
     for name, parameter in new._parameters.items():
         like = old._parameters.get(name, old._parameters.get("weight"))

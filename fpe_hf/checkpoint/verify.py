@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from transformers.quantizers.base import HfQuantizer
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_INTEGERS = {torch.uint8: ("U8",), torch.int32: ("I32", "I16"), torch.int64: ("I64",)}
+_INTEGERS = {
+    torch.bool: ("BOOL",),
+    torch.uint8: ("U8",),
+    torch.int32: ("I32", "I16"),
+    torch.int64: ("I64",),
+}
 
 
 Tensors = dict[str, tuple[Any, str]]

@@ -15,6 +15,7 @@ import typer
 from ..checkpoint.files import check_regular
 from ..errors import CheckpointError
 from ..files import recover, whole_folder
+from .tables import printable
 
 _COMPANIONS = (
     "tokenizer*",
@@ -50,6 +51,24 @@ def check_place(model: str) -> str:
     except CheckpointError as error:
         raise typer.BadParameter(str(error)) from error
     return model
+
+
+@contextmanager
+def looked_for(model: str) -> Iterator[None]:
+    """Has an error at what may be a folder or a Hub id also say that there is no such folder.
+
+    Args:
+        model: What was asked for.
+    """
+    try:
+        yield
+    except OSError:
+        if not os.path.lexists(model):
+            typer.echo(
+                printable(f"There is no folder {model!r} here: it was looked for on the Hub."),
+                err=True,
+            )
+        raise
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .folders import check_place
+from .folders import check_place, looked_for
 from .speed import costs_as_json, print_speed
 from .tables import print_audit, print_table, printable, working
 
@@ -45,7 +45,7 @@ def inspect(
 
     Of a dense model only the config is read: it may be of any size.
     """
-    with working(f"Reading the config of {model}"):
+    with looked_for(model), working(f"Reading the config of {model}"):
         from transformers import AutoConfig
 
         from ..checkpoint.loading import model_class

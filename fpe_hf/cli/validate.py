@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .folders import check_place
+from .folders import check_place, looked_for
 from .options import Token
 from .tables import printable, working
 
@@ -52,7 +52,7 @@ def validate(
     if Path(model).is_dir():
         typer.echo(_verdict(model, check_folder(Path(model), variant)))
         return
-    with working(f"Checking {model}"):
+    with looked_for(model), working(f"Checking {model}"):
         from ..hub.remote import validate_repo
 
         report = validate_repo(model, revision=revision, token=token, numbers=full, variant=variant)

@@ -10,7 +10,7 @@ import typer
 
 from ..config import AUTO, BIASES, FAN_OUTS, LAYOUTS, FPEConfig
 from ..errors import ConfigError
-from .folders import check_place, copy_companions, new_folder
+from .folders import check_place, copy_companions, looked_for, new_folder
 from .tables import print_audit
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def widen(
     options: dict[str, Any] = {"dtype": dtype, "revision": revision}
     if max_shard_size is not None:
         options["max_shard_size"] = _size(max_shard_size)
-    with new_folder(out, overwrite=overwrite, source=model) as folder:
+    with looked_for(model), new_folder(out, overwrite=overwrite, source=model) as folder:
         written = _widen(model, folder, wanted, options)
         copy_companions(model, folder, revision)
     print_audit(written.report)

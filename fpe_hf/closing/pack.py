@@ -57,7 +57,9 @@ def pack(model: nn.Module, block: OpenBlock) -> list[Packed]:
             return _take(tensor, old, plan)
 
         weight = old.weight
-        new.bind({**new.where(plan), "weight": take(weight.detach())})
+        index = {name: own.to(weight.device) for name, own in new.where(plan).items()}
+        new.bind({**index, "weight": take(weight.detach())})
+        new.settle()
         packed.append(Packed(weight, new.weight, plan.spec, take))
     put(model, block, layers)
     return packed

@@ -11,7 +11,7 @@ from torch import nn
 from ..belongings import HOOKS
 from ..errors import ConfigError, ExportError
 from ..fusing import unfuse
-from ..layers import move_out
+from ..layers import FPELayer, move_out
 from ..modules import fpe_layers, has_config, host_of
 from .fields import assign, reloaded
 from .projection import Projection
@@ -41,9 +41,13 @@ def to_dense(
     Raises:
         ConfigError: The model has no widened block.
         ExportError: No config of the model's class has the widths it would need, and blocks cannot
-            be merged.
+            be merged; or weights are computed from others, by a parametrization or for pruning.
         DiscoveryError: The blocks that stayed dense must be found, but the model cannot be traced.
+        OverwrittenError: The indices of a layer were overwritten.
     """
+    for name, layer in fpe_layers(model):
+        layer.index_buffers()
+        _check_plain(name, layer)
     layers = (Projection.of_layer(name, layer) for name, layer in fpe_layers(model))
     widened = {projection.weight: projection for projection in layers}
     if not widened:
@@ -66,9 +70,9 @@ def _copy_with(model: Model, projections: dict[str, Projection], widths: dict[st
     memo: dict[int, Any] = {}
     hidden = {name: widths.get(name, item.hidden) for name, item in projections.items()}
     stacks = {name: item for name, item in projections.items() if item.stacked}
-    for name in projections.keys() - stacks.keys():
-        module = projections[name].dense(hidden[name])
-        memo[id(projections[name].module)] = module
+    for name, item in projections.items():
+        if not item.stacked:
+            memo[id(item.module)] = item.dense(hidden[name])
     for module in list(memo.values()):  # hooks may refer to the model
         vars(module).update({name: copy.deepcopy(vars(module)[name], memo) for name in HOOKS})
     dense = copy.deepcopy(model, memo)
@@ -77,6 +81,17 @@ def _copy_with(model: Model, projections: dict[str, Projection], widths: dict[st
         move_out(host_of(dense, name)[0])
         projection.put_stack(dense, hidden[name])
     return dense
+
+
+def _check_plain(name: str, layer: FPELayer) -> None:
+    """Raises `ExportError` if a layer computes its weights from other tensors."""
+    for own in ("weight", "bias", "coupling"):
+        if getattr(layer, own, None) is not None and own not in layer.numbers():
+            raise ExportError(
+                f"{layer.key(name, own)!r} is computed from other tensors, which a dense model "
+                "cannot keep: first make it a parameter again, as by torch.nn.utils.parametrize."
+                "remove_parametrizations or torch.nn.utils.prune.remove."
+            )
 
 
 def _check_loadable(dense: Any) -> None:

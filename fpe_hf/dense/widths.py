@@ -205,7 +205,7 @@ class Widths:
             names -= _biases(known)
             if not names <= known.keys():
                 return {}
-        governed = {name: known[name] for name in names}
+        governed = {name: own for name, own in known.items() if name in names}
         if not all(_grows_hidden(p, self.parent_shapes[n], shapes[n]) for n, p in governed.items()):
             return {}
         return governed

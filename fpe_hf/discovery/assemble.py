@@ -476,8 +476,7 @@ def _activation(ops: tuple[Op, ...]) -> str:
     names = list(dict.fromkeys(op.name for op in ops))
     if len(names) == 1 and not names[0].startswith("_"):
         return names[0]
-    modules = {op.module for op in ops}
-    module = next(iter(modules))
-    if len(modules) == 1 and module is not None:
+    module = ops[0].module
+    if module is not None and all(op.module == module for op in ops):
         return module[1]
     return "+".join(names)

@@ -301,8 +301,10 @@ class _Tracer(TorchDispatchMode):
         names = self._stacks.names(step)
         if not names or step.name in rules.SHAPE_ONLY:
             return bool(names)
-        for name in set(names) - self._at_home():
-            self._stacks.misused.setdefault(name, "is used outside of its module's forward")
+        at_home = self._at_home()
+        for name in names:
+            if name not in at_home:
+                self._stacks.misused.setdefault(name, "is used outside of its module's forward")
         with _disable_current_modes():
             if self._stacks.move(step):
                 return True

@@ -50,9 +50,9 @@ class Apart:
 
     def is_watched(self, module: nn.Module, activation: str | None = None) -> bool:
         """Whether anybody would notice that the parts, or what is between, are not called."""
-        names = {*self.parts.ups, self.parts.down, *([activation] if activation else [])}
-        inner = {name[:at] for name in names for at, sign in enumerate(name) if sign == "."}
-        return is_watched(submodule(module, name) for name in names | inner)
+        names = [*self.parts.ups, self.parts.down, *([activation] if activation else [])]
+        inner = (name[:at] for name in names for at, sign in enumerate(name) if sign == ".")
+        return is_watched(submodule(module, name) for name in dict.fromkeys((*names, *inner)))
 
 
 @dataclass

@@ -163,5 +163,5 @@ def _fused(module: nn.Module, stock: Callable[..., Any], x: Tensor) -> Tensor | 
 
 def _inner(module: nn.Module, parts: Parts) -> list[nn.Module | None]:
     """The modules between a module and its projections."""
-    names = {name.rpartition(".")[0] for name in (*parts.ups, parts.down)} - {""}
-    return [submodule(module, name) for name in names]
+    names = dict.fromkeys(name.rpartition(".")[0] for name in (*parts.ups, parts.down))
+    return [submodule(module, name) for name in names if name]

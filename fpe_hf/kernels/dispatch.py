@@ -20,7 +20,7 @@ FEWEST_PRODUCTS = 1_000_000
 
 def may_pay(x: Tensor) -> bool:
     """Whether there are tokens enough to ask `may_fuse`."""
-    return x.shape[:-1].numel() >= FEWEST_TOKENS
+    return not x.is_nested and x.shape[:-1].numel() >= FEWEST_TOKENS
 
 
 def may_fuse(x: Tensor, spec: BlockSpec, operands: Sequence[Tensor | None]) -> bool:

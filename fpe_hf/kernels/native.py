@@ -179,7 +179,11 @@ def _compiled(name: str, compiler: list[str], flags: tuple[str, ...], folder: Pa
 
 
 def _digest(library: Path) -> str:
+    """What a library holds; nothing of what is no file, such as a pipe, which may be read for
+    ever."""
     try:
+        if not library.is_file():
+            return ""
         return hashlib.sha256(library.read_bytes()).hexdigest()[:32]
     except OSError:
         return ""

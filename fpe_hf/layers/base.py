@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed, fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ..errors import CheckpointError, InputShapeError, OverwrittenError
+from ..errors import CheckpointError, ExportError, InputShapeError, OverwrittenError
 from ..kernels.ordinary import is_ordinary, is_readable
 from ..linear import CHANNEL_AXES
 from ..planning import BlockSpec
@@ -20,7 +20,7 @@ from ..splits import derive_seed
 from .checksum import UNVERIFIED, checksum, was_averaged
 from .seal import Seal, Stamps
 
-INDEX_BUFFERS = frozenset(("keep", "owner", "codes", "inputs", "outputs"))
+INDEX_BUFFERS = ("keep", "owner", "codes", "inputs", "outputs")
 
 _OTHER_PLAN = (
     "it comes from another plan. Load it into a model widened with the same configuration and "
@@ -42,6 +42,7 @@ class FPELayer(nn.Module):
         stock: What it replaced (see `fpe_hf.linear`), and what `to_dense` makes of it.
         in_features: Width of its input.
         out_features: Width of its output.
+        values: How many weights it keeps.
         weight: The kept weights, `[values]` (while the budget is open, a matrix); named after the
             parent's parameter so that stock transformers refuses the file instead of
             re-initialising the layer.
@@ -77,6 +78,7 @@ class FPELayer(nn.Module):
         self.stock = stock
         self.in_features = in_features
         self.out_features = out_features
+        self.values = values if isinstance(values, int) else math.prod(values)
         self.weight = nn.Parameter(torch.empty(values, dtype=dtype, device=device))
         if biases:
             self.bias = nn.Parameter(torch.empty(biases, dtype=dtype, device=device))
@@ -93,10 +95,15 @@ class FPELayer(nn.Module):
         `dense_bias` instead.
 
         Raises:
-            InputShapeError: `x` is wider or narrower than `in_features`.
+            InputShapeError: `x` is wider or narrower than `in_features`, or a view of a nested
+                tensor.
         """
         if x is None:
             return self.dense_weight(), self.dense_bias()
+        if isinstance(x, fx.Proxy):  # torch.fx looks into other modules than torch's own
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
+        if x.is_nested:
+            return self._forward_nested(x)
         axis = CHANNEL_AXES[self.stock]
         if axis != -1:
             x = x.movedim(axis, -1)
@@ -108,6 +115,17 @@ class FPELayer(nn.Module):
             )
         result = self.project(x)
         return result if axis == -1 else result.movedim(-1, axis).contiguous()
+
+    def _forward_nested(self, x: Any) -> Tensor:
+        if x.layout != torch.jagged:
+            return torch.nested.as_nested_tensor([self.forward(own) for own in x.unbind()])
+        if not x.is_contiguous():
+            raise InputShapeError(
+                f"block {self.spec.name!r} reads nested tensors that are contiguous and jagged "
+                "along their second axis, as nn.Linear does."
+            )
+        made: Tensor = torch.nested.nested_tensor_from_jagged(self.forward(x.values()), x.offsets())
+        return made
 
     def project(self, x: Tensor) -> Tensor:
         """`[..., in_features]` -> `[..., out_features]`."""
@@ -149,6 +167,12 @@ class FPELayer(nn.Module):
             for start, stop in tiles
         ]
         return torch.cat(places, 1)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise ExportError(
+            f"block {self.spec.name!r} cannot be scripted: use torch.jit.trace or torch.export, or "
+            "script the result of fpe_hf.to_dense."
+        )
 
     def check(self, name: str) -> None:
         """Checks the index buffers after loading.
@@ -194,7 +218,7 @@ class FPELayer(nn.Module):
     def __getattr__(self, name: str) -> Any:
         host, names = self.__dict__.get("_host", (None, {}))
         if name in names:
-            return host._parameters[names[name]]
+            return getattr(host, names[name])
         value: Any = super().__getattr__(name)
         if name not in INDEX_BUFFERS or value is None or torch.compiler.is_compiling():
             return value
@@ -225,17 +249,18 @@ class FPELayer(nn.Module):
         if own is None or value.is_meta:
             return value
         if not self._seal.fits(name, value):
-            if value is own and not (distributed.is_available() and distributed.is_initialized()):
+            if self._seal.fits(name, own):
+                if self._seal.averaged(name, value):
+                    value = self._buffers[name] = own.to(value.device, copy=True)
+            elif distributed.is_available() and distributed.is_initialized():
+                self.check(self.spec.name)  # processes are made equal by writing to their buffers
+                self.seal()
+            else:
                 raise OverwrittenError(
                     f"index buffer {name!r} of block {self.spec.name!r} was overwritten, as by an "
                     "average of buffers: average into a copy.deepcopy of the model, which mends "
                     "itself, or leave integers out. Load this model again."
                 )
-            if value is own:  # processes are made equal by writing to their buffers
-                self.check(self.spec.name)
-                self.seal()
-            elif self._seal.fits(name, own) and self._seal.averaged(name, value):
-                value = self._buffers[name] = own.to(value.device, copy=True)
         self._stamps.note(name, value)
         return value
 
@@ -250,13 +275,26 @@ class FPELayer(nn.Module):
         return self
 
     def numbers(self) -> dict[str, nn.Parameter]:
-        """The trainable tensors by name, wherever they are registered."""
-        found = ((name, getattr(self, name, None)) for name in ("weight", "bias", "coupling"))
+        """The trainable tensors by name, wherever they are registered.
+
+        Not those that torch computes from others, for a parametrization or for pruning.
+        """
+        host = self.__dict__.get("_host", (self,))[0]
+        names = ((name, self.host_names.get(name)) for name in ("weight", "bias", "coupling"))
+        found = (
+            (name, (self if own is None else host)._parameters.get(own or name))
+            for name, own in names
+        )
         return {name: parameter for name, parameter in found if parameter is not None}
 
     def nonzeros(self) -> int:
         """How many numbers of the budget the layer holds."""
         return sum(number.numel() for number in self.numbers().values())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the trainable tensors are."""
+        return next(iter((*self.numbers().values(), self.checksum))).device
 
     def key(self, name: str, tensor: str) -> str:
         """Name in a state dict of one of this layer's tensors.
@@ -271,11 +309,17 @@ class FPELayer(nn.Module):
 
     def index_device(self) -> torch.device:
         """Where derived tensors belong: beside the weights, or on the CPU if those are nowhere."""
-        device = self.weight.device
-        return torch.device("cpu") if device.type == "meta" else device
+        return torch.device("cpu") if self.device.type == "meta" else self.device
 
     def index_buffers(self) -> dict[str, Tensor]:
-        """The buffers that say where the weights belong, by name, stored or derived."""
+        """The buffers that say where the weights belong, by name, stored or derived.
+
+        Each is compared with what was sealed, as writes to `.data` count no version.
+
+        Raises:
+            OverwrittenError: One has been overwritten, and there is no copy.
+        """
+        self._stamps.clear()
         buffers = ((name, getattr(self, name, None)) for name in INDEX_BUFFERS)
         return {name: buffer for name, buffer in buffers if buffer is not None}
 
@@ -286,8 +330,8 @@ class FPELayer(nn.Module):
                 self._parameters[name] = nn.Parameter(tensor)
             else:
                 self._buffers[name] = tensor
-        if self.checksum.device != self.weight.device:
-            self.checksum = torch.full_like(self.checksum, UNVERIFIED, device=self.weight.device)
+        if self.checksum.device != self.device:
+            self.checksum = torch.full_like(self.checksum, UNVERIFIED, device=self.device)
         self.seal()
 
     def compute_checksum(self) -> Tensor:
@@ -301,8 +345,8 @@ class FPELayer(nn.Module):
         if not at_hand(*ordered):
             return torch.tensor(self.unsummed, dtype=torch.int64, device=self.checksum.device)
         # The mark is summed, too, so that exchanged projections are noticed.
-        mark = torch.tensor([self.mark], dtype=torch.int64, device="cpu").to(self.weight.device)
-        total = checksum(t.to(self.weight.device) for t in (mark, *ordered))
+        mark = torch.tensor([self.mark], dtype=torch.int64, device="cpu").to(self.device)
+        total = checksum(t.to(self.device) for t in (mark, *ordered))
         return torch.cat([total, mark])
 
     @property
@@ -333,11 +377,11 @@ class FPELayer(nn.Module):
                 not match.
         """
         stored = self.stored()
-        given = {own: self._fitting(name, own, tensors[own]) for own in tensors.keys() & stored}
+        given = {own: self._fitting(name, own, tensors[own]) for own in stored if own in tensors}
         summed = given.pop("checksum", None)
         twin = None
         # Not as attributes: what is there may have been overwritten, and is to be replaced.
-        indices = {name: given.get(name, stored[name]) for name in stored.keys() & INDEX_BUFFERS}
+        indices = {n: given.get(n, own) for n, own in stored.items() if n in INDEX_BUFFERS}
         if given and at_hand(*indices.values()):
             twin = self._holding(given)
             twin.check(name)
@@ -382,7 +426,8 @@ class FPELayer(nn.Module):
 
     def _holding(self, tensors: Mapping[str, Tensor]) -> FPELayer:
         """A layer like this one, on its own, that holds other tensors."""
-        twin = copy.copy(self)
+        twin: FPELayer = object.__new__(type(self))  # torch forbids copies of parametrized modules
+        twin.__dict__.update(self.__dict__)
         twin.__dict__.pop("_host", None)
         twin._parameters = {**self._parameters, **self.numbers()}
         twin._buffers = dict(self._buffers)
@@ -397,8 +442,9 @@ class FPELayer(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.places > 1:
             # transformers ties the parameters again after loading, but nothing else.
-            for name in self.stored().keys() - {"weight", "bias"}:
-                destination[prefix + name] = destination[prefix + name].clone()
+            for name in self.stored():
+                if name not in ("weight", "bias"):
+                    destination[prefix + name] = destination[prefix + name].clone()
         if not torch.compiler.is_compiling():
             destination[prefix + "checksum"] = self.compute_checksum()
 
@@ -412,6 +458,9 @@ class FPELayer(nn.Module):
         *rest: Any,
     ) -> None:
         name, stored = prefix.removesuffix("."), self.stored()
+        indices = [own for own in stored if own in INDEX_BUFFERS]
+        if any(prefix + own not in state_dict for own in indices):
+            self.index_buffers()  # what stays must be as sealed
         state_dict = self._without_averages(state_dict, prefix)
         self.verify(name, self.of_state(name, state_dict))
         super()._load_from_state_dict(
@@ -419,11 +468,11 @@ class FPELayer(nn.Module):
         )
         if prefix + "checksum" in missing_keys:
             missing_keys.remove(prefix + "checksum")
-        for own in stored.keys() & INDEX_BUFFERS:
+        for own in indices:
             # After assign=True it is the caller's own tensor, of any dtype.
             buffer: Any = self._buffers[own]
             self._buffers[own] = buffer.to(stored[own].dtype)
-        if not self.weight.is_meta:
+        if self.device.type != "meta":
             self.checksum = torch.full_like(self.checksum, UNVERIFIED)
             self.settle()
 
@@ -467,7 +516,7 @@ class FPELayer(nn.Module):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"alpha={spec.alpha}, layout={spec.layout!r}, fan_out={spec.fan_out!r}, "
-            f"coupling={spec.coupling}, nonzeros={self.weight.numel()}"
+            f"coupling={spec.coupling}, nonzeros={self.values}"
         )
 
 

@@ -124,15 +124,13 @@ class ElementUp(UpLayer):
         """The index buffers that a plan gives."""
         assert plan.up_children is not None
         assert self.index is not None
-        keep = plan.up_keep[self.index]
-        tensors = {"owner": pack(plan.up_children, self.bits)}
-        if keep is not None:
-            tensors["keep"] = pack(keep, 1)
-        if self.codes is not None:
-            codes = plan.up_children.expand(self.spec.sources_per_up, *self.codes_shape)
-            kept = codes.flatten() if keep is None else take_kept(codes, keep.to(codes.device))
-            tensors["codes"] = pack(kept, self.bits)
-        return tensors
+        keep, children = plan.up_keep[self.index], plan.up_children
+        tensors = {} if keep is None else {"keep": pack(keep, 1)}
+        if self.codes is None:
+            return {**tensors, "owner": pack(children, self.bits)}
+        children = children.expand(self.spec.sources_per_up, *self.codes_shape)
+        kept = children.flatten() if keep is None else take_kept(children, keep.cpu())
+        return {**tensors, "codes": pack(kept, self.bits)}
 
     def dense_weight(self) -> Tensor:
         matrix = fill(self.weight, self.keep, self._owner(), self.rows)
@@ -149,7 +147,8 @@ class ElementUp(UpLayer):
         """`[..., inputs]` -> `[..., sources * hidden]`."""
         equal = self.coupling is None and self.spec.coupling == 1.0
         rows = self.parent_rows if equal else self.rows
-        if self.spec.experts == 1 and usable(x, self.in_features, rows, *self.numbers().values()):
+        numbers = self.weight, self.bias, self.coupling
+        if self.spec.experts == 1 and usable(x, self.in_features, rows, *numbers):
             return self._project_packed(x, rows)
         if equal and self.spec.fused is None:
             # All children of a parent see its full pre-activation: compute it once.
@@ -193,14 +192,14 @@ class ElementUp(UpLayer):
         keep = self._buffers["keep"]
         check_packed(f"{name}.owner", owner, self.bits, count, self.spec.alpha)
         if keep is not None:
-            check_keep(f"{name}.keep", keep, self.entries, self.weight.numel())
+            check_keep(f"{name}.keep", keep, self.entries, self.values)
         if self.codes is not None:
             self._check_codes(name)
 
     def _check_codes(self, name: str) -> None:
         """Checks that kept entries name children that exist, and one child for each input."""
         assert self.codes is not None
-        name, kept = f"{name}.codes", self.weight.numel()
+        name, kept = f"{name}.codes", self.values
         check_packed(name, self.codes, self.bits, kept, self.spec.alpha)
         by_source = self._spread_codes(self.spec.alpha)
         least, most = by_source.amin(0), self._spread_codes(0).amax(0)
@@ -211,7 +210,7 @@ class ElementUp(UpLayer):
         """The child of every kept entry, and `nothing` for the others: uint8
         `[sources, parents, inputs]`."""
         assert self.codes is not None
-        codes = unpack(self.codes, self.bits, self.weight.numel())
+        codes = unpack(self.codes, self.bits, self.values)
         keep = self._keep()
         shape = (self.spec.sources_per_up, *self.codes_shape)
         if keep is None:
@@ -227,9 +226,10 @@ class ElementUp(UpLayer):
 
     def _fits(self) -> bool:
         """Whether there are as many kept entries as weights; `check` says so if not."""
-        here = not (self.weight.is_meta or self.codes is None or self.codes.is_meta)
-        keep = self._keep() if here else None
-        return here and (keep is None or int(keep.count_nonzero()) == self.weight.numel())
+        if self.codes is None or self.codes.is_meta:
+            return False
+        keep = self._keep()
+        return keep is None or int(keep.count_nonzero()) == self.values
 
     def _owner(self) -> Tensor | None:
         """What `fill` and `sums` want: nothing if there is one child."""
@@ -319,8 +319,10 @@ class ElementDown(DownLayer):
 
     def project(self, hidden: Tensor) -> Tensor:
         """`[..., hidden]` -> `[..., outputs]`."""
-        spec, numbers = self.spec, self.numbers().values()
-        if spec.experts > 1 or not usable(hidden, self.in_features, self.rows, *numbers):
+        spec = self.spec
+        if spec.experts > 1 or not usable(
+            hidden, self.in_features, self.rows, self.weight, self.bias
+        ):
             return functional.linear(hidden, self.dense_weight(), self.bias)
         x = hidden.reshape(-1, spec.alpha, spec.parents)
         result = sums(x, self.weight, self.keep, self.owner, self.rows)
@@ -333,10 +335,10 @@ class ElementDown(DownLayer):
         if keep is not None:
             replicated = self.spec.fan_out == "replicate"
             copies = self.spec.alpha if replicated else 1
-            kept, remainder = divmod(self.weight.numel(), copies)
+            kept, remainder = divmod(self.values, copies)
             if remainder:
                 raise CheckpointError(
-                    f"tensor {name + '.weight'!r} has {self.weight.numel()} values, not a multiple "
+                    f"tensor {name + '.weight'!r} has {self.values} values, not a multiple "
                     f"of alpha={copies}."
                 )
             check_keep(f"{name}.keep", keep, self.entries, kept)

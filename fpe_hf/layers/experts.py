@@ -6,7 +6,6 @@ while it runs, dense tensors of the shapes it expects stand in for them.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from ..belongings import mark_like
 from .base import FPELayer
-from .subclass import Forward, give, is_given, take_back
+from .subclass import Forward, give, is_given, own_class, take_back
 
 PREFIX = "fpe_"
 """Beside a host's parameter `x`, its submodule `fpe_x` holds the index buffers and the rest."""
@@ -70,7 +69,8 @@ def _forward(host: Any, stock: Forward, *args: Any, **kwargs: Any) -> Any:
         finally:
             for name in dense:
                 del host.__dict__[name]
-    stand_in = copy.copy(host)
+    stand_in = object.__new__(own_class(host))  # neither hooks of copying nor parametrizations
+    stand_in.__dict__.update(host.__dict__)
     dense = _dense(host)
     own = {name: tensor for name, tensor in host._parameters.items() if name not in dense}
     stand_in.__dict__.update(dense, _parameters=own)

@@ -39,7 +39,7 @@ class OpenLayer(FPELayer):
         return self.weight
 
     def nonzeros(self) -> int:
-        dead = self.weight.numel() - int(self.mask.count_nonzero())
+        dead = self.values - int(self.mask.count_nonzero())
         return super().nonzeros() - dead
 
     @torch.no_grad()

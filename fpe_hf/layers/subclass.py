@@ -15,8 +15,8 @@ Forward = Callable[..., Any]
 def give(module: nn.Module, forward: Forward) -> None:
     """Has a module run `forward`.
 
-    It stays an instance of its class, with the same name and signature, can be copied and pickled,
-    and keeps its attributes.
+    It stays an instance of its class, with the same name and signature, is copied and pickled as
+    that class says, and keeps its attributes.
 
     Args:
         module: The module.
@@ -43,6 +43,15 @@ def take_back(module: nn.Module, *forwards: Forward) -> None:
         module.__class__ = own_class(module)
 
 
+class _Named(type):
+    """Of the classes that `give` makes: who finds one by the name of a class, as FSDP's wrapping
+    does, finds all modules of that class by it."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        stock = vars(cls).get("_fpe_stock")
+        return super().__instancecheck__(instance) if stock is None else isinstance(instance, stock)
+
+
 @cache
 def _subclass(stock: type[nn.Module], forward: Forward) -> type[nn.Module]:
     @wraps(stock.forward)
@@ -50,7 +59,10 @@ def _subclass(stock: type[nn.Module], forward: Forward) -> type[nn.Module]:
         return forward(self, stock.forward, *args, **kwargs)
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
-        return _rebuild, (stock, forward), self.__dict__.copy()
+        made: Any = stock.__reduce_ex__(self, protocol)
+        maker, args, *rest = made
+        maker, *args = (stock if item is kind else item for item in (maker, *args))
+        return _rebuild, (forward, maker, *args), *rest
 
     names = {name: getattr(stock, name) for name in ("__module__", "__qualname__", "__doc__")}
     body = {
@@ -60,9 +72,12 @@ def _subclass(stock: type[nn.Module], forward: Forward) -> type[nn.Module]:
         "_fpe_stock": stock,
         "_fpe_forward": forward,
     }
-    return type(stock.__name__, (stock,), body)
+    meta = type("_Named", (_Named, type(stock)), {}) if type(stock) is not type else _Named
+    kind: type[nn.Module] = meta(stock.__name__, (stock,), body)
+    return kind
 
 
-def _rebuild(stock: type[nn.Module], forward: Forward) -> nn.Module:
-    kind = _subclass(stock, forward)  # type: ignore[arg-type]
-    return kind.__new__(kind)
+def _rebuild(forward: Forward, maker: Callable[..., nn.Module], *args: Any) -> nn.Module:
+    made = maker(*args)
+    give(made, forward)
+    return made

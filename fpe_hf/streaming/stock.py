@@ -121,16 +121,16 @@ class StockReader:
         from transformers.modeling_utils import LoadStateDictConfig
 
         providers = {name: self._provider(name) or name for name in names}
-        keys = {key for own in providers.values() for key in self._keys.get(own, ())}
+        keys = dict.fromkeys(key for own in providers.values() for key in self._keys.get(own, ()))
         # No dtype: the tensors of the model have the right ones, from the first loading.
         settings = LoadStateDictConfig(device_map={"": "cpu"}, weight_mapping=self._conversions)
         with quiet():
             report, _ = convert_and_load_state_dict_in_model(
                 self._model, {key: self._slices[key] for key in keys}, settings
             )
-        missing = report.missing_keys.intersection(providers.values())
+        missing = [own for own in providers.values() if own in report.missing_keys]
         if missing or report.mismatched_keys or report.conversion_errors:
-            wrong = [*missing, *report.mismatched_keys, *report.conversion_errors]
+            wrong = [*missing, *sorted(report.mismatched_keys, key=str), *report.conversion_errors]
             raise NotStreamableError(f"{wrong[0]!r} could not be made from its files")
         wanted = {place for name in names for place in self._tied.get(name, [name])}
         forget(self._model, keep=wanted)

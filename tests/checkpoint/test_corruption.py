@@ -374,7 +374,7 @@ def entry(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("format_version", 2, "format_version=2 is newer.*upgrade fpe_hf"),
+        ("format_version", 3, "format_version=3 is newer.*upgrade fpe_hf"),
         ("format_version", "1", "format_version='1'"),
         ("format_version", True, "format_version=True"),
         ("format_version", 0, "format_version=0"),

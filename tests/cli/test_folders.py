@@ -162,3 +162,16 @@ def test_what_can_be_read_for_ever_is_not_opened(command: str, tmp_path: Path) -
     assert result.code != 0
     assert "is no regular file" in " ".join(result.err.split())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("model", ["nowhere", "some/where"])
+@pytest.mark.parametrize("command", ["inspect", "validate", "widen"])
+def test_what_may_be_a_folder_or_a_hub_id_is_named_as_both(
+    command: str, model: str, tmp_path: Path
+) -> None:
+    words = ["-o", tmp_path / "out"] if command == "widen" else []
+    result = fpe_hf(command, model, *words)
+    assert result.code == 1
+    assert f"There is no folder {model!r} here: it was looked for on the Hub." in result.err
+    assert "Error: " in result.err
+    assert not (tmp_path / "out").exists()

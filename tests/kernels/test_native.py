@@ -133,6 +133,35 @@ def test_a_damaged_library_is_never_loaded_and_made_anew(
     assert [kept.read_bytes() for kept in libraries(tmp_path)] == [whole]
 
 
+def replaced_by_fifo(library: Path) -> None:
+    os.mkfifo(library)
+
+
+def replaced_by_device(library: Path) -> None:
+    library.symlink_to("/dev/zero")
+
+
+@needs_compiler
+@pytest.mark.parametrize("replace", [replaced_by_fifo, replaced_by_device])
+def test_what_can_be_read_for_ever_in_the_place_of_a_library_is_not_read(
+    replace: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert native.unavailable("packed") is None
+    [library] = libraries(tmp_path)
+    whole = library.read_bytes()
+    library.unlink()
+    replace(library)
+    read = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        assert path.is_file()
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert again() is None
+    assert [kept.read_bytes() for kept in libraries(tmp_path)] == [whole]
+
+
 @needs_compiler
 def test_a_damaged_library_that_cannot_be_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

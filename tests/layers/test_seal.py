@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 from transformers import BertConfig, BertModel
 
 import fpe_hf
-from fpe_hf.errors import CheckpointError, OverwrittenError
+from fpe_hf.errors import BudgetError, CheckpointError, OverwrittenError
 from fpe_hf.layers import FPELayer
 from planning.cases import make_case
 from tiny_models import tiny_inputs, tiny_model
@@ -124,6 +125,96 @@ def test_an_average_written_into_the_only_copy_is_an_error(layout: str) -> None:
             use()
     model.load_state_dict(other.state_dict())
     assert all(map(torch.equal, indices(model), indices(other)))
+
+
+def written_behind_autograd(model: nn.Module) -> nn.Module:
+    """With two indices exchanged through `.data`, which counts no version."""
+    layer = next(module for module in model.modules() if isinstance(module, FPELayer))
+    buffer = next(iter(layer.index_buffers().values()))
+    buffer.data.copy_(buffer.flip(-1))
+    return model
+
+
+USES: dict[str, Callable[[nn.Module], object]] = {
+    "state_dict": lambda model: model.state_dict(),
+    "audit": lambda model: fpe_hf.audit(model, strict=True),
+    "to_dense": fpe_hf.to_dense,
+    "copy": lambda model: copy.deepcopy(model).state_dict(),
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)).state_dict(),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize(("layout", "fan_out"), COMBINATIONS)
+def test_what_is_written_behind_autograd_is_noticed_when_it_matters(
+    layout: str, fan_out: str, use: str
+) -> None:
+    model, x = widened(layout, fan_out), torch.randn(4, WIDTH)
+    state, expected = copy.deepcopy(model.state_dict()), model(x)
+    written_behind_autograd(model)
+    with pytest.raises((OverwrittenError, BudgetError), match="was overwritten"):
+        USES[use](model)
+    model.load_state_dict(state)
+    torch.testing.assert_close(model(x), expected)
+    USES[use](model)
+
+
+@pytest.mark.parametrize(("layout", "fan_out"), COMBINATIONS)
+def test_loading_weights_alone_never_takes_wrong_indices_for_right(
+    layout: str, fan_out: str
+) -> None:
+    model, x = widened(layout, fan_out), torch.randn(4, WIDTH)
+    expected = model(x)
+    written_behind_autograd(model)
+    with suppress(OverwrittenError):
+        model.load_state_dict(dict(model.named_parameters()), strict=False)
+        torch.testing.assert_close(model(x), expected)  # the index followed from the seed
+
+
+@pytest.mark.parametrize("layout", ["element", "block"])
+@pytest.mark.parametrize("family", ["bert", "gpt2", "phi3", "mixtral"])
+def test_what_is_written_behind_autograd_is_never_saved(
+    family: str, layout: str, tmp_path: Path
+) -> None:
+    model = tiny_mixture(family) if family == "mixtral" else tiny_model(family)
+    fpe_hf.widen(model, layout=layout)
+    model(**tiny_inputs(model))
+    model.save_pretrained(tmp_path)
+    written_behind_autograd(model)
+    with pytest.raises(OverwrittenError, match="was overwritten"):
+        model.save_pretrained(tmp_path)
+    type(model).from_pretrained(tmp_path)
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(COMBINATIONS), st.integers(2, 5), st.sampled_from([1, 80]), st.booleans(),
+    st.integers(0, 3), st.integers(-(2**31), 2**31 - 1),
+)  # fmt: skip
+def test_no_index_makes_a_kernel_leave_its_memory(
+    combination: tuple[str, str], alpha: int, tokens: int, trained: bool, which: int, value: int
+) -> None:
+    """Kernels and torch refuse an index out of range themselves; any other is one of the layer."""
+    layers = make_case(
+        d=280, h=4, o=5, layout=combination[0], fan_out=combination[1], alpha=alpha
+    ).layers()  # fmt: skip
+    layer = layers[which % 2]
+    buffers = list(layer.index_buffers().values())
+    if not buffers:
+        return
+    buffer = buffers[which // 2 % len(buffers)]
+    limits = torch.iinfo(buffer.dtype)
+    value = value % 256 if buffer.dtype == torch.uint8 else value
+    x = torch.randn(tokens, layer.in_features)
+    with torch.set_grad_enabled(trained):
+        made = layer(x)  # takes note of the version
+        buffer.data.view(-1)[-1] = min(value, limits.max)
+        shape = made.shape
+        with suppress(CheckpointError, RuntimeError):
+            made = layer(x)
+            assert made.shape == shape
+            if trained:
+                made.sum().backward()
 
 
 @given(st.integers(0, 2**16), st.floats(0, 1), st.sampled_from(["element", "block"]))

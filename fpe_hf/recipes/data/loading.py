@@ -259,7 +259,7 @@ def _with_labels(train: Any, held: Any) -> tuple[Any, Any, tuple[str, ...]]:
 
 def _distinct(part: Any) -> list[Any]:
     """The labels that occur."""
-    values = set(part.unique("label"))
+    values: list[Any] = part.unique("label")
     if None in values:
         raise RecipeError("data.columns.label: some labels are missing.")
     for value in values:

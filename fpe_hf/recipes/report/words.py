@@ -117,9 +117,9 @@ def _share_of_ceiling(fpe: Comparison, wide: Comparison) -> str:
 
 def _fairness(results: Results) -> str:
     """Whether the arms had as many steps and non-zeros."""
-    steps = {run.steps for run in results.runs}
+    steps = sorted({run.steps for run in results.runs})
     sentences = [
-        f"Every arm trained for {next(iter(steps)):,} steps."
+        f"Every arm trained for {steps[0]:,} steps."
         if len(steps) == 1
         else "The arms did not train for equally many steps: compare with care."
     ]
