@@ -31,7 +31,7 @@ def test_models_learn_and_can_be_widened(
     assert task.steps > 0
     model = task.build(4)
     x, y = next(task.batches(0))
-    assert 2 < float(task.loss(model, x, y)) < 3
+    assert 2 < task.loss(model, x, y).item() < 3
     assert 0 <= task.score(model) <= 100
     blocks = fpe_hf.find_mlps(model, task.example_inputs)
     assert {block.parents for block in blocks} == {4}
