@@ -38,8 +38,9 @@ def measure_opening(threads: int, budget: float) -> Iterable[dict[str, Any]]:
     try:
         for (width, hidden), alpha, tokens in cases:
             x = torch.randn(tokens, width, dtype=torch.float32, device="cpu")
-            calls = {name: step for name, step in _steps(width, hidden, alpha, x)}
-            timed = interleave(calls, every_round=(DENSE, WIDE), budget=budget / len(cases), now=now)
+            calls = dict(_steps(width, hidden, alpha, x))
+            share = budget / len(cases)
+            timed = interleave(calls, every_round=(DENSE, WIDE), budget=share, now=now)
             yield {
                 "width": width,
                 "hidden": hidden,

@@ -22,7 +22,10 @@ from ..schedule import BudgetSchedule
 from ..splits import register_split
 from .tasks import Task
 
-ARMS = ("dense", "random", "clause", "learned", "overlap", "wide-dense", "dense-longer")
+ARMS = (
+    *("dense", "random", "random-at-once", "clause", "learned", "overlap"),
+    *("wide-dense", "dense-longer"),
+)
 _WARM_UP = 0.05  # of the training, for the learning rate
 _POINTS = 20  # of the course of training that are looked at
 
@@ -35,7 +38,7 @@ class Run:
         task: Name of a task.
         width: MLP width of the dense parent.
         arm: One of `ARMS`. `random` is split after half of the training, as in the paper; so is
-            `clause`. `overlap` is `learned` without disjoint inputs, `wide-dense` has `alpha` times
+            `clause`. `random-at-once` is split before the training. `overlap` is `learned` without disjoint inputs, `wide-dense` has `alpha` times
             the neurons, and `dense-longer` is trained for as many FLOPs as `learned`, counted as
             if that were wide to the end.
         alpha: Expansion factor.
@@ -140,6 +143,8 @@ def nonzeros(model: nn.Module) -> int:
 def _split_at(run: Run, steps: int) -> int | None:
     if run.arm in ("random", "clause"):
         return steps // 2
+    if run.arm == "random-at-once":
+        return 0
     return round(run.opened * steps) if run.arm in ("learned", "overlap") else None
 
 

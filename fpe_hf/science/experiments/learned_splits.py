@@ -38,7 +38,7 @@ TASKS: dict[str, Callable[[int], Task]] = {
 """Name -> the task of a seed."""
 
 DENSE, LEARNED = "dense", "learned"
-_EXPANDED = ("random", LEARNED, "overlap", "wide-dense", "dense-longer")
+_EXPANDED = ("random", "random-at-once", LEARNED, "overlap", "wide-dense", "dense-longer")
 
 
 def _arms(task: str, width: int, alpha: int = 4, arms: Sequence[str] = _EXPANDED) -> list[Run]:
@@ -217,7 +217,8 @@ def _text(
         "All arms of a task see the same examples in the same order, with the same settings, which "
         "were chosen for dense models: Adam, a learning rate that rises for a twentieth of the "
         "training and falls as a half cosine. "
-        "*random* is the paper's way: a random split after half of the training. *learned* starts "
+        "*random* is the paper's way: a random split after half of the training; *random-at-once* is "
+        "split before it. *learned* starts "
         "with all connections and closes its budget between 10 and 70 % of the training. *overlap* "
         "is the same without disjoint inputs. These three, and *dense*, end with equally many "
         "non-zeros. *wide-dense* has alpha times the neurons, and *dense-longer* is trained for as "

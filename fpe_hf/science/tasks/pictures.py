@@ -52,7 +52,7 @@ def cnn(seed: int) -> Task:
             *mlp(16 * 7 * 7, [width], len(data.names)),
         )
 
-    return Task(data, build, EPOCHS * (len(data.y) // _BATCH), _BATCH, lr=1e-2)
+    return Task(data, build, EPOCHS * (len(data.y) // _BATCH), _BATCH, lr=2e-2)
 
 
 def vit(seed: int) -> Task:
