@@ -38,9 +38,9 @@ class Run:
         task: Name of a task.
         width: MLP width of the dense parent.
         arm: One of `ARMS`. `random` is split after half of the training, as in the paper; so is
-            `clause`. `random-at-once` is split before the training. `overlap` is `learned` without disjoint inputs, `wide-dense` has `alpha` times
-            the neurons, and `dense-longer` is trained for as many FLOPs as `learned`, counted as
-            if that were wide to the end.
+            `clause`. `random-at-once` is split before the training. `overlap` is `learned` without
+            disjoint inputs, `wide-dense` has `alpha` times the neurons, and `dense-longer` is
+            trained for as many FLOPs as `learned`, counted as if that were wide to the end.
         alpha: Expansion factor.
         opened: Part of the training before the split of a learned arm.
         seed: Seed of the weights, of the order of examples, and of the split.
