@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .checkpoint.saving import refresh_plan
-from .closing import OpenBlock, close_as, open_blocks, pack
+from .closing import OpenBlock, close_as, open_blocks, pack, successor
 from .closing.compete import prune
 from .closing.moves import GRADIENT, MOVES, move
 from .closing.wrappers import wrap_again, wrappers_of
@@ -107,8 +107,7 @@ class BudgetSchedule:
                 f"the parameters of block {parts[0]!r} are in parts, as with FSDP and DeepSpeed: "
                 "close the budget in training with DistributedDataParallel or on one device."
             )
-        own = {layer: name for name, layer in fpe_layers(model)}
-        self._opened = [(own[o], o.weight) for block in self._blocks for o in block.layers]
+        self._adopt()
         # Some weights are dead from the start where the split is not learned.
         divided = any(block.start < sum(_sizes(block)) for block in self._blocks)
         self._pruned = divided or start > self._begin
@@ -155,7 +154,6 @@ class BudgetSchedule:
             for packed in pack(self._model, block):
                 self._follow(packed.old, packed.new, packed.take)
             self._closed.append(packed.spec)
-        self._opened = []
         self._settle()
 
     def state_dict(self) -> dict[str, Any]:
@@ -175,7 +173,7 @@ class BudgetSchedule:
         if not isinstance(state, Mapping) or not {"step", "closed"} <= state.keys():
             raise ConfigError(f"{state!r} is no state of a BudgetSchedule: step and closed.")
         step, closed = int(state["step"]), [BlockSpec.from_dict(own) for own in state["closed"]]
-        if self._opened and not closed and not open_blocks(self._model):
+        if self._blocks and not closed and not open_blocks(self._model):
             raise ConfigError(
                 f"The state is of step {step}, when the budget was open, but the model is closed: "
                 "open one by widen, and load that step's weights into it."
@@ -186,10 +184,8 @@ class BudgetSchedule:
             self._closed = closed
             return
         close_as(self._model, closed)
-        layers = dict(fpe_layers(self._model))
-        for name, old in self._opened:
-            self._follow(old, layers[name].weight)
-        self._blocks, self._closed, self._opened = [], closed, []
+        self._adopt()
+        self._blocks, self._closed = [], closed
         self._settle()
 
     @staticmethod
@@ -292,6 +288,14 @@ class BudgetSchedule:
             if isinstance(value, Tensor) and value.shape == weight.shape:
                 value.masked_fill_(come, 0.0)
 
+    def _adopt(self) -> None:
+        """Has the optimizer train what took the place of its parameters when a state was loaded."""
+        groups = [] if self._optimizer is None else self._optimizer.param_groups
+        for old in [own for group in groups for own in group["params"]]:
+            new = successor(old)
+            if new is not None:
+                self._follow(old, new)
+
     def _follow(
         self, old: nn.Parameter, new: nn.Parameter, take: Callable[[Tensor], Tensor] | None = None
     ) -> None:
@@ -308,7 +312,8 @@ class BudgetSchedule:
         if self._optimizer is None:
             return
         for group in self._optimizer.param_groups:
-            group["params"] = [new if own is old else own for own in group["params"]]
+            # In place: optimizers such as LBFGS hold the list.
+            group["params"][:] = [new if own is old else own for own in group["params"]]
         state = self._optimizer.state.pop(old, None)
         if state:
             moved = {key: _moved(value, old, new, take) for key, value in state.items()}

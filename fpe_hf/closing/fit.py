@@ -9,11 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..layers import FPELayer, OpenLayer
+from ..layers.base import INDEX_BUFFERS
 from ..modules import fpe_layers
 from ..planning import BlockSpec
 from ..planning.spec import INDEPENDENT
 from .block import OpenBlock, open_blocks
 from .pack import closed_layers, put
+
+_SUCCESSOR = "_fpe_successor"
 
 
 def resume_closed(model: nn.Module) -> None:
@@ -25,12 +29,25 @@ def resume_closed(model: nn.Module) -> None:
 
 def _fit(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
     """Closes the blocks whose packed weights a state dict holds; they are empty then, to be loaded
-    next."""
-    names = {layer: name for name, layer in fpe_layers(model)}
+    next. Before, what they will load is verified: a damaged state changes nothing."""
+    names = {layer: prefix + name for name, layer in fpe_layers(model)}
+    found = []
     for block in open_blocks(model):
-        given = [layer.of_state(prefix + names[layer], state_dict) for layer in block.layers]
+        given = [_given(layer, names[layer], state_dict) for layer in block.layers]
         if all("weight" in own and own["weight"].dim() == 1 for own in given):
-            put(model, block, closed_layers(block, _closed_spec(block, given)))
+            layers = closed_layers(block, _closed_spec(block, given))
+            for layer, old, own in zip(layers, block.layers, given, strict=True):
+                layer.verify(names[old], own)
+            found.append((block, layers))
+    for block, layers in found:
+        _put(model, block, layers)
+
+
+def _given(layer: OpenLayer, name: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a state dict holds for the closed layer in the place of an open one."""
+    index = {own: state_dict.get(layer.key(name, own)) for own in INDEX_BUFFERS}
+    given = {own: tensor for own, tensor in index.items() if tensor is not None}
+    return {**layer.of_state(name, state_dict), **given}
 
 
 def close_as(model: nn.Module, specs: Sequence[BlockSpec]) -> None:
@@ -47,7 +64,20 @@ def close_as(model: nn.Module, specs: Sequence[BlockSpec]) -> None:
             f"are {', '.join(names)}."
         )
     for block, spec in zip(blocks, specs, strict=False):
-        put(model, block, closed_layers(block, spec))
+        _put(model, block, closed_layers(block, spec))
+
+
+def _put(model: nn.Module, block: OpenBlock, layers: Sequence[FPELayer]) -> None:
+    put(model, block, layers)
+    for old, new in zip(block.layers, layers, strict=True):
+        vars(old.weight)[_SUCCESSOR] = new
+
+
+def successor(parameter: Tensor) -> nn.Parameter | None:
+    """The weights that took the place of an open layer's, when an optimizer that was made for
+    these did not hear of it."""
+    layer: FPELayer | None = getattr(parameter, _SUCCESSOR, None)
+    return None if layer is None else layer.weight
 
 
 def _closed_spec(block: OpenBlock, given: list[dict[str, Tensor]]) -> BlockSpec:
