@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .checkpoint.saving import refresh_plan
-from .closing import OpenBlock, close_as, open_blocks, pack, successor
+from .closing import OpenBlock, close_as, open_blocks, pack
 from .closing.compete import prune
 from .closing.moves import GRADIENT, MOVES, move
+from .closing.optimizers import adopt, check_optimizer, follow, forget
 from .closing.wrappers import wrap_again, wrappers_of
 from .draws import Draws
 from .errors import ConfigError, did_you_mean
@@ -87,6 +88,7 @@ class BudgetSchedule:
         start: int = 0,
     ) -> None:
         self.check(total_steps, begin, end, power, every, moves)
+        check_optimizer(optimizer)
         self._model, self._optimizer = model, optimizer
         self._begin, self._end = round(begin * total_steps), max(1, round(end * total_steps))
         self._power, self._moves, self._disjoint = power, moves, disjoint
@@ -107,10 +109,11 @@ class BudgetSchedule:
                 f"the parameters of block {parts[0]!r} are in parts, as with FSDP and DeepSpeed: "
                 "close the budget in training with DistributedDataParallel or on one device."
             )
-        self._adopt()
+        adopt(self._optimizer)
         # Some weights are dead from the start where the split is not learned.
         divided = any(block.start < sum(_sizes(block)) for block in self._blocks)
         self._pruned = divided or start > self._begin
+        self._watched: dict[OpenLayer, Tensor] = {}
         self._watch()
         if moves is not None and start == 0:
             self._prune(1.0)
@@ -130,6 +133,7 @@ class BudgetSchedule:
         self._step += 1
         if not self._blocks:
             return
+        self._watch()
         if self.open and self._step >= self._end:
             self.close()
         elif self.open and self._is_event(self._step):
@@ -150,9 +154,12 @@ class BudgetSchedule:
         if not self._disjoint:
             return
         blocks, self._blocks, self._closed = self._blocks, [], []
+        self._watched = {}
         for block in blocks:
             for packed in pack(self._model, block):
-                self._follow(packed.old, packed.new, packed.take)
+                if packed.old.grad is not None:
+                    packed.new.grad = packed.take(packed.old.grad)
+                follow(self._optimizer, packed.old, packed.new, packed.take)
             self._closed.append(packed.spec)
         self._settle()
 
@@ -184,8 +191,8 @@ class BudgetSchedule:
             self._closed = closed
             return
         close_as(self._model, closed)
-        self._adopt()
-        self._blocks, self._closed = [], closed
+        adopt(self._optimizer)
+        self._blocks, self._closed, self._watched = [], closed, {}
         self._settle()
 
     @staticmethod
@@ -238,7 +245,7 @@ class BudgetSchedule:
             draws = Draws(derive_seed(self._blocks[0].spec.seed, "moves", str(self._step)))
         for block in self._blocks:
             for layer, come in zip(block.layers, move(block, share, draws), strict=True):
-                self._forget(layer.weight, come)
+                forget(self._optimizer, layer.weight, come)
         self._agree()
 
     def _agree(self) -> None:
@@ -263,15 +270,17 @@ class BudgetSchedule:
         """Has weights that are pruned get no gradient, so that they do not count when gradients are
         clipped, unless a move is about to look at it."""
 
-        def forget(layer: OpenLayer, weight: Tensor) -> None:
+        def mask(layer: OpenLayer, weight: Tensor) -> None:
             looked_at = self._moves == GRADIENT and self._is_event(self._step + 1)
             if self._pruned and weight.grad is not None and not looked_at:
                 weight.grad.masked_fill_(~layer.mask, 0.0)
 
-        for block in self._blocks:
-            for layer in block.layers:
-                if layer.weight.requires_grad:
-                    layer.weight.register_post_accumulate_grad_hook(partial(forget, layer))
+        for layer in (layer for block in self._blocks for layer in block.layers):
+            weight = layer.weight
+            # Others may have begun to train, or have been exchanged, since.
+            if weight.requires_grad and self._watched.get(layer) is not weight:
+                weight.register_post_accumulate_grad_hook(partial(mask, layer))
+                self._watched[layer] = weight
 
     def _check_gradients(self) -> None:
         weights = [layer.weight for block in self._blocks for layer in block.layers]
@@ -280,45 +289,6 @@ class BudgetSchedule:
                 "moves='gradient' looks at gradients: call step() before they are zeroed, and let "
                 "all weights of the open blocks train; or take moves='random'."
             )
-
-    def _forget(self, weight: nn.Parameter, come: Tensor) -> None:
-        """Has weights that start anew start without moments."""
-        state = {} if self._optimizer is None else self._optimizer.state.get(weight, {})
-        for value in state.values():
-            if isinstance(value, Tensor) and value.shape == weight.shape:
-                value.masked_fill_(come, 0.0)
-
-    def _adopt(self) -> None:
-        """Has the optimizer train what took the place of its parameters when a state was loaded."""
-        groups = [] if self._optimizer is None else self._optimizer.param_groups
-        for old in [own for group in groups for own in group["params"]]:
-            new = successor(old)
-            if new is not None:
-                self._follow(old, new)
-
-    def _follow(
-        self, old: nn.Parameter, new: nn.Parameter, take: Callable[[Tensor], Tensor] | None = None
-    ) -> None:
-        """Has the optimizer train a parameter in the place of another.
-
-        Args:
-            old: The parameter of an open layer.
-            new: That of the closed one.
-            take: Takes what belongs to `new` from a tensor like `old`; without it, only moments
-                that fit `new` already are kept.
-        """
-        if old.grad is not None and take is not None:
-            new.grad = take(old.grad)
-        if self._optimizer is None:
-            return
-        for group in self._optimizer.param_groups:
-            # In place: optimizers such as LBFGS hold the list.
-            group["params"][:] = [new if own is old else own for own in group["params"]]
-        state = self._optimizer.state.pop(old, None)
-        if state:
-            moved = {key: _moved(value, old, new, take) for key, value in state.items()}
-            if not any(value is None and state[key] is not None for key, value in moved.items()):
-                self._optimizer.state[new] = moved
 
     def _settle(self) -> None:
         """Makes the rest of the model fit its closed layers."""
@@ -330,11 +300,3 @@ class BudgetSchedule:
 def _sizes(block: OpenBlock) -> Iterator[int]:
     """The weights of one expert in every matrix, dead or alive."""
     return (layer.weight.numel() // block.spec.experts for layer in block.layers)
-
-
-def _moved(value: Any, old: Tensor, new: Tensor, take: Callable[[Tensor], Tensor] | None) -> Any:
-    """A part of an optimizer's state, for a parameter that takes the place of another; `None` if
-    it cannot be had."""
-    if not isinstance(value, Tensor) or value.dim() == 0 or value.shape == new.shape:
-        return value
-    return take(value) if take is not None and value.shape == old.shape else None

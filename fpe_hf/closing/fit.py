@@ -68,9 +68,10 @@ def close_as(model: nn.Module, specs: Sequence[BlockSpec]) -> None:
 
 
 def _put(model: nn.Module, block: OpenBlock, layers: Sequence[FPELayer]) -> None:
+    weights = [old.weight for old in block.layers]  # those of experts belong to another module
     put(model, block, layers)
-    for old, new in zip(block.layers, layers, strict=True):
-        vars(old.weight)[_SUCCESSOR] = new
+    for weight, new in zip(weights, layers, strict=True):
+        vars(weight)[_SUCCESSOR] = new
 
 
 def successor(parameter: Tensor) -> nn.Parameter | None:
