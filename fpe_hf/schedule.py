@@ -101,14 +101,13 @@ class BudgetSchedule:
             raise ConfigError(
                 'The model has no widened block; fpe_hf.widen(model, split="learned") opens them.'
             )
-        parts = [
-            b.spec.name for b in self._blocks if not at_hand(*(own.weight for own in b.layers))
-        ]
-        if parts:
-            raise ConfigError(
-                f"the parameters of block {parts[0]!r} are in parts, as with FSDP and DeepSpeed: "
-                "close the budget in training with DistributedDataParallel or on one device."
-            )
+        for block in self._blocks:
+            if not all(map(_is_whole, block.layers)):
+                raise ConfigError(
+                    f"the parameters of block {block.spec.name!r} are in parts, as with FSDP and "
+                    "DeepSpeed, or computed from others: close the budget in training with "
+                    "DistributedDataParallel or on one device, without parametrizations."
+                )
         adopt(self._optimizer)
         # Some weights are dead from the start where the split is not learned.
         divided = any(block.start < sum(_sizes(block)) for block in self._blocks)
@@ -300,3 +299,11 @@ class BudgetSchedule:
 def _sizes(block: OpenBlock) -> Iterator[int]:
     """The weights of one expert in every matrix, dead or alive."""
     return (layer.weight.numel() // block.spec.experts for layer in block.layers)
+
+
+def _is_whole(layer: OpenLayer) -> bool:
+    """Whether a layer's weights are a parameter of their own, with all values at hand."""
+    weight = layer.numbers().get("weight")
+    if weight is None or not at_hand(weight) or weight.shape != layer.mask.shape:
+        return False
+    return not any(hasattr(weight, mark) for mark in ("_fsdp_flattened", "ds_id"))
