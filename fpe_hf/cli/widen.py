@@ -47,7 +47,7 @@ def widen(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", metavar="DIR")],
     alpha: Annotated[int | None, _field("alpha", "Children per parent neuron.")] = None,
     split: Annotated[
-        str | None, _field("split", "How inputs are divided.", "random|feature")
+        str | None, _field("split", "How inputs are divided.", "random|feature|learned")
     ] = None,
     fan_out: Annotated[
         str | None, _field("fan_out", "How outgoing weights are divided.", "|".join(FAN_OUTS))

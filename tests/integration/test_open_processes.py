@@ -191,9 +191,9 @@ for module in model.modules():
 ids = torch.randint(5, VOCAB, (64, 6), generator=torch.Generator().manual_seed(0))
 rows = [dict(input_ids=row.tolist(), labels=int(row[0]) % 5) for row in ids]
 arguments = TrainingArguments(
-    output_dir={folder!r}, max_steps=10, learning_rate=1e-3, use_cpu=True, report_to=[],
+    output_dir={folder!r}, max_steps=10, learning_rate=0.05, use_cpu=True, report_to=[],
     per_device_train_batch_size=int(sys.argv[1]), save_strategy="no", logging_strategy="no",
-    optim="adamw_torch", adam_epsilon=1e-3, disable_tqdm=True,
+    optim="sgd", disable_tqdm=True,
     ddp_backend="gloo" if sys.argv[2] == "two" else None,
 )
 budget = fpe_hf.BudgetCallback()
