@@ -180,6 +180,7 @@ def test_mixed_precision(tmp_path: Path) -> None:
     assert fpe_hf.audit(model, strict=True).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_model_closes_as_a_plain_one(backend: str, tmp_path: Path) -> None:
     plain, compiled = opened(), opened()
@@ -313,3 +314,26 @@ def test_a_mixture_of_experts_resumes(tmp_path: Path) -> None:
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
         assert_same(whole.model, resumed.model)
     assert fpe_hf.audit(whole.model, strict=True).ok
+
+
+class Stop(TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = state.global_step == CLOSING - 1
+
+
+def test_training_that_ends_early_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    budget = fpe_hf.BudgetCallback()
+    model = opened()
+    trainer(model, tmp_path, budget, Stop()).train()
+    assert "ended at step 6, before the budget was closed" in caplog.text
+    assert budget.schedule is not None
+    budget.schedule.close()
+    assert fpe_hf.audit(model, strict=True).ok
+
+
+def test_a_closed_model_is_trained_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = trainer(opened(), tmp_path, fpe_hf.BudgetCallback())
+    run.train()
+    run.train()
+    assert fpe_hf.audit(run.model, strict=True).ok
+    assert caplog.text == ""

@@ -284,6 +284,15 @@ def test_averages_of_an_open_model_hold_together(kind: str) -> None:
     assert fpe_hf.audit(average.module, strict=True).ok
 
 
+def test_an_average_of_an_open_model_takes_no_closed_one() -> None:
+    run = Run()
+    average = AveragedModel(run.model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    average.update_parameters(run.model)
+    run.train(STEPS)
+    with pytest.raises(RuntimeError):
+        average.update_parameters(run.model)
+
+
 # -- freezing, moving, sharing -------------------------------------------------------------------
 
 
@@ -440,6 +449,9 @@ def test_a_compiled_open_model_trains_and_closes(backend: str) -> None:
     inner = compiled.model._orig_mod
     for one, two in zip(run.model.parameters(), inner.parameters(), strict=True):
         torch.testing.assert_close(one, two)
+    other = torch.compile(opened(), backend=backend)
+    other.load_state_dict(compiled.model.state_dict())
+    assert_same(other, compiled.model)
 
 
 @pytest.mark.parametrize("kind", ["plain", "bert", "gpt2"])
