@@ -8,10 +8,13 @@ from hypothesis import strategies as st
 from fpe_hf.packing import (
     code_bits,
     pack,
+    pack_states,
     packed_bytes,
     smallest_int,
+    states_bytes,
     take_kept,
     unpack,
+    unpack_states,
 )
 
 BITS = st.sampled_from([1, 2, 4, 8])
@@ -73,3 +76,29 @@ def test_code_bits_are_the_fewest_that_fill_bytes() -> None:
 def test_smallest_int_holds_the_largest_index_and_no_more(limit: int, dtype: torch.dtype) -> None:
     assert smallest_int(limit) == dtype
     assert torch.tensor(limit - 1).to(dtype).item() == limit - 1
+
+
+@given(st.integers(2, 257), st.integers(0, 2000), st.integers(0, 2**16))
+def test_states_round_trip(states: int, count: int, seed: int) -> None:
+    values = torch.randint(states, (count,), generator=torch.Generator().manual_seed(seed))
+    packed = pack_states(values, states)
+    assert packed.dtype == torch.uint8
+    assert len(packed) == states_bytes(count, states)
+    assert torch.equal(unpack_states(packed, states, count).long(), values)
+
+
+def test_states_of_several_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fpe_hf.packing._PIECE", 16)
+    values = torch.arange(1000) % 5
+    assert torch.equal(unpack_states(pack_states(values, 5), 5, 1000).long(), values)
+
+
+@pytest.mark.parametrize(
+    ("states", "bits"), [(2, 1.0), (3, 27 / 17), (4, 2.0), (5, 7 / 3), (9, 3.2)]
+)
+def test_states_waste_little(states: int, bits: float) -> None:
+    assert states_bytes(24_000, states) * 8 / 24_000 == pytest.approx(bits, rel=1e-3)
+
+
+def test_bytes_that_were_never_packed_give_no_state() -> None:
+    assert int(unpack_states(torch.full((7,), 255, dtype=torch.uint8), 5, 24).max()) >= 5

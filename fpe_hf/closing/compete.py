@@ -29,7 +29,9 @@ def prune(block: OpenBlock, progress: float, power: float, *, disjoint: bool = T
     for expert, final in enumerate(block.spec.final_weights):
         surplus = int((block.start - final) * (1.0 - progress) ** power)
         ups, down = block.magnitudes(expert)
-        winners = _winners(block, expert, ups) if disjoint else None
+        winners = (
+            _winners(block, expert, ups, final - int(down.count_nonzero())) if disjoint else None
+        )
         block.keep(expert, *survivors(ups, down, winners, final, surplus, (1.0 - progress) ** 2))
     for layer in block.layers:
         layer.kill()
@@ -73,10 +75,23 @@ def survivors(
     return kept_ups, kept_down
 
 
-def _winners(block: OpenBlock, expert: int, ups: Sequence[Tensor]) -> Tensor:
+def _winners(block: OpenBlock, expert: int, ups: Sequence[Tensor], needed: int) -> Tensor:
     """The child with the largest weight for each input of each parent, gate and up together: bool
-    `[alpha, parents, inputs]`."""
-    total = torch.stack([up.sum(0) for up in ups]).sum(0)
+    `[alpha, parents, inputs]`.
+
+    If that would leave fewer weights than needed, as gate and up may be pruned one by one, the
+    child of which more are alive wins.
+    """
+    total = torch.cat(list(ups)).sum(0)
+    winners = _largest(block, expert, total)
+    alive = (torch.cat(list(ups)) > 0).sum(0)
+    if int((alive * winners).sum()) < needed:
+        winners = _largest(block, expert, total * (alive == alive.amax(0)))
+    return winners
+
+
+def _largest(block: OpenBlock, expert: int, total: Tensor) -> Tensor:
+    """Of every parent's children the one with the largest number for an input."""
     best = total.amax(0)
     winners = total == best
     tied = (winners.sum(0) > 1) & (best > 0)

@@ -84,14 +84,16 @@ def successor(parameter: Tensor) -> nn.Parameter | None:
 def _closed_spec(block: OpenBlock, given: list[dict[str, Tensor]]) -> BlockSpec:
     """The closed block that has tensors of these names and sizes."""
     *ups, down = given
+    spec = block.down.spec
+    entries = spec.sources_per_up * spec.all_parents * spec.in_features
     return replace(
-        block.down.spec,
+        spec,
         layout="element",
         fan_out=INDEPENDENT,
         final_weights=(),
         assignment="kept" if "codes" in ups[0] else "hash",
         up_values=tuple(own["weight"].numel() for own in ups),
         down_values=down["weight"].numel(),
-        up_pruned=tuple("keep" in own for own in ups),
+        up_pruned=tuple(own["weight"].numel() < entries for own in ups),
         down_pruned="keep" in down,
     )

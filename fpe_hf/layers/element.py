@@ -11,7 +11,16 @@ from torch.nn import functional
 
 from ..errors import CheckpointError
 from ..kernels.packed import Rows, fill, output_dtype, sums, usable
-from ..packing import code_bits, pack, packed_bytes, take_kept, unpack
+from ..packing import (
+    code_bits,
+    pack,
+    pack_states,
+    packed_bytes,
+    states_bytes,
+    take_kept,
+    unpack,
+    unpack_states,
+)
 from ..planning import BlockPlan, BlockSpec
 from ..planning.draw import draw_down_children, draw_up_children
 from ..planning.spec import INDEPENDENT
@@ -53,7 +62,8 @@ class ElementUp(UpLayer):
         keep: Packed mask of kept entries `[sources, parents, inputs]`, or `None`.
         owner: Packed child of each input: `[inputs]` (`table`) or `[parents, inputs]`; not
             saved if it follows from the seed (`hash`) or from `codes` (`kept`).
-        codes: Packed child of each kept entry (`kept`), or `None`.
+        codes: `kept`: packed child of each entry `[sources, parents, inputs]`, or alpha for those
+            that are pruned. `keep` and `owner` follow from it. Otherwise `None`.
     """
 
     keep: Tensor | None
@@ -87,13 +97,15 @@ class ElementUp(UpLayer):
         )
         self.rows = self.parent_rows._replace(children=spec.alpha)
         keep = torch.empty(packed_bytes(self.entries, 1), dtype=torch.uint8, device=device)
-        self.register_buffer("keep", keep if spec.up_pruned[index] else None)
+        kept = spec.assignment == "kept"
+        self.register_buffer("keep", keep if spec.up_pruned[index] else None, persistent=not kept)
         size = packed_bytes(rows * spec.in_features, self.bits)
         children = torch.empty(size, dtype=torch.uint8, device=device)
         stored = spec.assignment in ("table", "codes")
         self.register_buffer("owner", children, persistent=stored)
-        codes = torch.empty(packed_bytes(values, self.bits), dtype=torch.uint8, device=device)
-        self.register_buffer("codes", codes if spec.assignment == "kept" else None)
+        size = states_bytes(self.entries, spec.alpha + 1)
+        codes = torch.empty(size, dtype=torch.uint8, device=device)
+        self.register_buffer("codes", codes if kept else None)
 
     @classmethod
     def from_parent(
@@ -125,12 +137,13 @@ class ElementUp(UpLayer):
         assert plan.up_children is not None
         assert self.index is not None
         keep, children = plan.up_keep[self.index], plan.up_children
-        tensors = {} if keep is None else {"keep": pack(keep, 1)}
         if self.codes is None:
-            return {**tensors, "owner": pack(children, self.bits)}
-        children = children.expand(self.spec.sources_per_up, *self.codes_shape)
-        kept = children.flatten() if keep is None else take_kept(children, keep.cpu())
-        return {**tensors, "codes": pack(kept, self.bits)}
+            tensors = {"owner": pack(children, self.bits)}
+            return tensors if keep is None else {**tensors, "keep": pack(keep, 1)}
+        alpha = self.spec.alpha
+        states = children.to(torch.int16).expand(self.spec.sources_per_up, *self.codes_shape)
+        states = states if keep is None else states.where(keep.cpu(), alpha)
+        return {"codes": pack_states(states, alpha + 1)}
 
     def dense_weight(self) -> Tensor:
         matrix = fill(self.weight, self.keep, self._owner(), self.rows)
@@ -194,42 +207,37 @@ class ElementUp(UpLayer):
         if keep is not None:
             check_keep(f"{name}.keep", keep, self.entries, self.values)
         if self.codes is not None:
-            self._check_codes(name)
+            self._check_codes(f"{name}.codes")
 
     def _check_codes(self, name: str) -> None:
-        """Checks that kept entries name children that exist, and one child for each input."""
-        assert self.codes is not None
-        name, kept = f"{name}.codes", self.values
-        check_packed(name, self.codes, self.bits, kept, self.spec.alpha)
-        by_source = self._spread_codes(self.spec.alpha)
-        least, most = by_source.amin(0), self._spread_codes(0).amax(0)
-        if bool((least < most).any()):
+        """Checks that codes name children that exist, and one child for each input."""
+        alpha, states = self.spec.alpha, self._states()
+        kept = states < alpha
+        if int(states.max()) > alpha:
+            raise CheckpointError(f"tensor {name!r} holds a child, but there are {alpha} children.")
+        if int(kept.count_nonzero()) != self.values:
+            raise CheckpointError(f"tensor {name!r} does not keep {self.values} entries.")
+        if bool((states.amin(0) < states.where(kept, 0).amax(0)).any()):
             raise CheckpointError(f"tensor {name!r} gives one input to two children of a parent.")
-
-    def _spread_codes(self, nothing: int) -> Tensor:
-        """The child of every kept entry, and `nothing` for the others: uint8
-        `[sources, parents, inputs]`."""
         assert self.codes is not None
-        codes = unpack(self.codes, self.bits, self.values)
-        keep = self._keep()
-        shape = (self.spec.sources_per_up, *self.codes_shape)
-        if keep is None:
-            return codes.view(shape)
-        spread = torch.full(shape, nothing, dtype=torch.uint8, device=codes.device)
-        return spread.masked_scatter_(keep, codes)
+        if not torch.equal(pack_states(states, alpha + 1), self.codes.cpu()):
+            raise CheckpointError(f"tensor {name!r} has bits set after its last entry.")
+
+    def _states(self) -> Tensor:
+        """The child of every entry, or alpha: int16 `[sources, parents, inputs]`."""
+        assert self.codes is not None
+        states = unpack_states(self.codes, self.spec.alpha + 1, self.entries)
+        return states.view(self.spec.sources_per_up, *self.codes_shape)
 
     def reset_derived(self) -> None:
         if self.spec.assignment == "hash":
             self.owner = pack(draw_up_children(self.spec), self.bits).to(self.index_device())
-        elif self.codes is not None and self._fits():
-            self.owner = pack(self._spread_codes(0).amax(0), self.bits)
-
-    def _fits(self) -> bool:
-        """Whether there are as many kept entries as weights; `check` says so if not."""
-        if self.codes is None or self.codes.is_meta:
-            return False
-        keep = self._keep()
-        return keep is None or int(keep.count_nonzero()) == self.values
+        elif self.codes is not None and not self.codes.is_meta:
+            states = self._states()
+            kept = states < self.spec.alpha
+            self.owner = pack(states.where(kept, 0).amax(0), self.bits)
+            if self.keep is not None:
+                self.keep = pack(kept, 1)
 
     def _owner(self) -> Tensor | None:
         """What `fill` and `sums` want: nothing if there is one child."""

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fpe_hf
+from fpe_hf.errors import ConfigError
+from fpe_hf.layers import ElementUp, OpenLayer
+from tiny_models import FAMILIES, tiny_inputs, tiny_model
+from tiny_moe import MIXTURES, forward, tiny_mixture
+
+STEPS = 20
+
+
+def mlp(**config: Any) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 10))
+    settings = {"split": "learned", "alpha": 4, **config}
+    return fpe_hf.widen(model, example_inputs=(torch.randn(1, 16),), **settings)
+
+
+def train(model: nn.Module, schedule: fpe_hf.BudgetSchedule, optimizer: Any, steps: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        x = torch.randn(32, 16, generator=generator)
+        nn.functional.cross_entropy(model(x), x[:, :10].argmax(1)).backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES])
+def test_any_model_ends_with_exactly_its_parents_nonzeros(family: str) -> None:
+    if family in FAMILIES:
+        model = tiny_model(family)
+        inputs = tiny_inputs(model)
+    else:
+        model, inputs = tiny_mixture(family), None
+    run = (lambda: model(**inputs)) if inputs is not None else (lambda: forward(model))
+
+    def result() -> list[torch.Tensor]:
+        return [value for value in run().values() if isinstance(value, torch.Tensor)]
+
+    with torch.no_grad():
+        stock = result()
+        fpe_hf.widen(model, alpha=4, split="learned")
+        for found, expected in zip(result(), stock, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    schedule = fpe_hf.BudgetSchedule(model, STEPS, optimizer=optimizer)
+    for _ in range(STEPS - 5):
+        sum(value.square().mean() for value in result() if value.requires_grad).backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    assert not schedule.open
+    report = fpe_hf.audit(model, strict=True)
+    assert report.total.nonzeros == report.total.parent_nonzeros == schedule.nonzeros
+    assert not any(isinstance(module, OpenLayer) for module in model.modules())
+    dense = fpe_hf.to_dense(model)
+    with torch.no_grad():
+        model.eval()
+        dense.eval()
+        expected = result()
+        own, model = model, dense
+        for found, value in zip(result(), expected, strict=True):
+            torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-4)
+        model = own
+    before = [p.clone() for p in model.parameters()]
+    sum(value.square().mean() for value in result() if value.requires_grad).backward()
+    optimizer.step()
+    moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+    assert sum(moved) > len(moved) // 2
+
+
+def test_it_begins_and_ends_when_it_is_told() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = fpe_hf.BudgetSchedule(model, 100, optimizer=optimizer, begin=0.2, end=0.6)
+    full = schedule.nonzeros
+    counts = []
+    for _ in range(100):
+        train(model, schedule, optimizer, 1)
+        counts.append(schedule.nonzeros)
+    assert counts[:20] == [full] * 20
+    assert counts[20] < full
+    assert counts == sorted(counts, reverse=True)
+    assert counts[59:] == [334] * 41
+    assert isinstance(model[0], ElementUp)  # type: ignore[index]
+
+
+def test_masks_change_as_often_as_they_are_told() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = fpe_hf.BudgetSchedule(model, 100, optimizer=optimizer, begin=0, end=1, every=10)
+    counts = []
+    for _ in range(100):
+        train(model, schedule, optimizer, 1)
+        counts.append(schedule.nonzeros)
+    changes = [step for step in range(1, 100) if counts[step] != counts[step - 1]]
+    assert changes == [9, 19, 29, 39, 49, 59, 69, 79, 89, 99][: len(changes)]
+
+
+def test_pruned_weights_stay_zero_and_get_no_gradient() -> None:
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+    schedule = fpe_hf.BudgetSchedule(model, 100, optimizer=optimizer)
+    train(model, schedule, optimizer, 40)
+    layer = model[0]  # type: ignore[index]
+    assert 0 < int(layer.mask.sum()) < layer.mask.numel()
+    assert not layer.weight[~layer.mask].any()
+    model(torch.randn(4, 16)).square().sum().backward()
+    assert not layer.weight.grad[~layer.mask].any()
+    assert layer.weight.grad[layer.mask].any()
+
+
+def test_moments_and_groups_follow() -> None:
+    model = mlp()
+    decayed = [model[0].weight, model[2].weight]  # type: ignore[index]
+    biases = [model[0].bias, model[2].bias]  # type: ignore[index]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": biases, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.01)
+    schedule = fpe_hf.BudgetSchedule(model, 100, optimizer=optimizer)
+    train(model, schedule, optimizer, 69)
+    layer = model[0]  # type: ignore[index]
+    old = layer.weight
+    state = {key: value.clone() for key, value in optimizer.state[old].items()}
+    schedule.close()
+    closed = model[0]  # type: ignore[index]
+    assert optimizer.param_groups[0]["params"] == [closed.weight, model[2].weight]  # type: ignore[index]
+    assert optimizer.param_groups[1]["params"] == biases
+    assert old not in optimizer.state
+    new = optimizer.state[closed.weight]
+    assert new["step"] == state["step"]
+    dense = closed.dense_weight().detach()
+    for key in ("exp_avg", "exp_avg_sq"):
+        value = new[key].clone()
+        with torch.no_grad():
+            closed.weight.copy_(value)
+        kept = dense != 0
+        assert torch.equal(closed.dense_weight()[kept], state[key].where(layer.mask, 0)[kept])
+
+
+@pytest.mark.parametrize("moves", ["gradient", "random"])
+def test_masks_move_under_a_fixed_budget(moves: str) -> None:
+    model = mlp(split="random", open=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    schedule = fpe_hf.BudgetSchedule(model, 50, optimizer=optimizer, moves=moves, begin=0, every=5)
+    assert schedule.nonzeros == 334
+    mask = model[0].mask.clone()  # type: ignore[index]
+    for _ in range(35):
+        assert schedule.nonzeros == 334
+        train(model, schedule, optimizer, 1)
+        if schedule.open:
+            moved = (model[0].mask != mask).any()  # type: ignore[index]
+    assert moved
+    assert not schedule.open
+    assert fpe_hf.audit(model, strict=True).total.nonzeros == 334
+
+
+def test_moves_by_gradient_need_gradients() -> None:
+    model = mlp(split="random", open=True)
+    schedule = fpe_hf.BudgetSchedule(model, 10, moves="gradient", begin=0, every=1)
+    with pytest.raises(ConfigError, match="before they are zeroed"):
+        schedule.step()
+
+
+def test_a_smaller_budget_and_one_child() -> None:
+    model = mlp(alpha=1, budget=0.25)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = fpe_hf.BudgetSchedule(model, 10, optimizer=optimizer)
+    train(model, schedule, optimizer, 10)
+    assert fpe_hf.audit(model, strict=True).total.nonzeros == math.floor(334 / 4)
+
+
+def test_siblings_that_may_share_inputs_stay_open_within_the_budget() -> None:
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    schedule = fpe_hf.BudgetSchedule(model, 40, optimizer=optimizer, disjoint=False)
+    train(model, schedule, optimizer, 40)
+    assert not schedule.open
+    report = fpe_hf.audit(model)
+    assert report.total.nonzeros == 334
+    assert not report.open
+    assert any("share inputs" in breach for breach in report.breaches)
+
+
+def test_a_closed_model_has_nothing_to_close() -> None:
+    model = mlp(split="random")
+    schedule = fpe_hf.BudgetSchedule(model, 10)
+    assert not schedule.open
+    schedule.step()
+    schedule.close()
+    with pytest.raises(ConfigError, match="no widened block"):
+        fpe_hf.BudgetSchedule(nn.Linear(3, 3), 10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"total_steps": 0}, "total_steps=0 must be an integer from 1"),
+        ({"total_steps": 10.0}, "total_steps=10.0"),
+        ({"begin": 0.7}, "0 <= begin < end"),
+        ({"end": 1.1}, "0 <= begin < end"),
+        ({"begin": "0"}, "begin='0' must be a number"),
+        ({"power": 0}, "power=0 must be above 0"),
+        ({"every": 0}, "every=0"),
+        ({"moves": "gradients"}, "Did you mean 'gradient'"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fpe_hf.BudgetSchedule(mlp(), **{"total_steps": 10, **settings})
