@@ -111,10 +111,10 @@ class BudgetSchedule:
         adopt(self._optimizer)
         # Some weights are dead from the start where the split is not learned.
         divided = any(block.start < sum(_sizes(block)) for block in self._blocks)
-        self._pruned = divided or start > self._begin
+        self._pruned = divided or start > self._begin or moves is not None
         self._watched: dict[OpenLayer, Tensor] = {}
         self._watch()
-        if moves is not None and start == 0:
+        if moves is not None and not all(map(_is_within_budget, self._blocks)):
             self._prune(1.0)
 
     @property
@@ -294,6 +294,12 @@ class BudgetSchedule:
         refresh_plan(self._model)
         for wrapper in self._wrappers or wrappers_of(self._model):
             wrap_again(wrapper)
+
+
+def _is_within_budget(block: OpenBlock) -> bool:
+    """Whether no more weights are alive than the block may end with."""
+    alive = sum(int(layer.mask.count_nonzero()) for layer in block.layers)
+    return alive <= sum(block.spec.final_weights)
 
 
 def _sizes(block: OpenBlock) -> Iterator[int]:

@@ -162,6 +162,21 @@ def test_masks_move_under_a_fixed_budget(moves: str) -> None:
     assert fpe_hf.audit(model, strict=True).total.nonzeros == 334
 
 
+@pytest.mark.parametrize("split", ["random", "learned"])
+def test_masks_that_move_keep_the_budget_wherever_training_begins(split: str) -> None:
+    model = mlp(split=split, open=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    settings: dict[str, Any] = {"optimizer": optimizer, "moves": "random", "begin": 0.5}
+    schedule = fpe_hf.BudgetSchedule(model, 50, start=10, **settings)
+    mask = model[0].mask.clone()  # type: ignore[index]
+    train(model, schedule, optimizer, 1)
+    again = fpe_hf.BudgetSchedule(model, 50, start=11, **settings)
+    train(model, again, optimizer, 1)
+    assert again.nonzeros == 334
+    assert torch.equal(model[0].mask, mask)  # type: ignore[index]
+    assert not model[0].weight[~mask].any()  # type: ignore[index]
+
+
 def test_moves_by_gradient_need_gradients() -> None:
     model = mlp(split="random", open=True)
     schedule = fpe_hf.BudgetSchedule(model, 10, moves="gradient", begin=0, every=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,7 +22,7 @@ def reproduce(
         str,
         typer.Argument(
             help="boolean-table, boolean-sweeps, metrics-vs-gain, controls, theory, embeddings, "
-            "fashion-mnist, deep-mlp, cnn, robustness, interpretability, or all.",
+            "fashion-mnist, deep-mlp, cnn, robustness, interpretability, learned-splits, or all.",
             metavar="NAME",
         ),
     ],
@@ -48,10 +49,21 @@ def reproduce(
             show_default=False,
         ),
     ] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--part",
+            help="Only this part of learned-splits (heads, pixels, deep, cnn, vit, language, "
+            "language-longer, formulas), with all its seeds; may be given several times.",
+            metavar="PART",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Regenerates a result of the paper.
 
-    Writes a table, a figure, and a text: what agrees with the paper and what does not.
+    Writes a table, a figure, and a text: what agrees with the paper and what does not. What
+    learned-splits has trained is kept in OUT-rows and is not trained again.
     """
     import os
 
@@ -60,16 +72,21 @@ def reproduce(
     if fashion_mnist is not None:
         os.environ[FOLDER_VARIABLE] = str(fashion_mnist)
     if name == _ALL:
+        if part:
+            raise typer.BadParameter(
+                "'all' has no parts: name a reproduction.", param_hint="--part"
+            )
         _reproduce_all(out or _PLACE, scale)
     else:
-        _reproduce(name, out or _PLACE / name, scale)
+        _reproduce(name, out or _PLACE / name, scale, part or [])
 
 
-def _reproduce(name: str, folder: Path, scale: str) -> Report:
+def _reproduce(name: str, folder: Path, scale: str, parts: Sequence[str] = ()) -> Report:
     from ..science.experiments import run_experiment
 
+    rows = folder.with_name(f"{folder.name}-rows")
     with working(f"Running {name}"):
-        report = run_experiment(name, full=scale == "full")
+        report = run_experiment(name, full=scale == "full", rows=rows, parts=parts)
     report.write(folder)
     typer.echo(report.text + f"\n\nWritten to {folder} in {report.seconds:.0f} s.")
     return report

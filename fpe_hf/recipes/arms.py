@@ -3,65 +3,125 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from ..closing import open_blocks
 from ..config import FPEConfig
 from ..conversion import apply_plans, plan_blocks, widen
 from ..dense import to_dense
-from ..modules import fpe_layers
+from ..modules import fpe_layers, take_weights
 from ..splits import derive_seed
 from .building import build_parent
 from .controls import MaskedLinear, apply_overlap, plan_overlap
+from .narrowing import apply_narrow, plan_narrow
 from .preprocessing import Prepared
 from .schema import Recipe
 
-Expansion = Callable[[Any], Any]
+Change = Callable[[Any], Any]
 """Changes a model of the parent's structure in place and returns it."""
 
-_EXACT = {
-    "layout": "element",
-    "tile_size": None,
-    "coupling": 1.0,
-    "learn_coupling": False,
-    "fan_out": "partition",
-    "bias": "shared",
-}
+
+@dataclass(frozen=True)
+class Expansion:
+    """What makes an arm of a dense model.
+
+    Attributes:
+        weights: The change of a model.
+        moments: The change of a model that holds optimizer state in the place of its weights: it
+            divides it as the weights are divided, but draws and fits nothing.
+    """
+
+    weights: Change
+    moments: Change
+
+    def __call__(self, model: Any) -> Any:
+        """Makes the arm of a model, in place."""
+        return self.weights(model)
 
 
-def fpe_config(recipe: Recipe, seed: int) -> FPEConfig:
-    """The recipe's `FPEConfig` with a seed of its own for each repetition."""
+_WHERE = ("targets", "exclude", "seed")
+_KEPT = ("alpha", "budget")
+
+
+def fpe_config(recipe: Recipe, seed: int, arm: str = "fpe") -> FPEConfig:
+    """The recipe's `FPEConfig` with a seed of its own for each repetition.
+
+    For `fpe-random` it keeps which blocks are widened, how far and within what budget; all the
+    rest is the paper's.
+    """
     config = recipe.widen.fpe()
-    return config.with_overrides(seed=derive_seed(config.seed, str(seed)))
+    config = config.with_overrides(seed=derive_seed(config.seed, str(seed)))
+    return _keeping(config, _KEPT) if arm == "fpe-random" else config
 
 
-def plan_expansion(arm: str, model: Any, config: FPEConfig, inputs: Mapping[str, Any]) -> Expansion:
+def _keeping(config: FPEConfig, kept: tuple[str, ...], **fields: Any) -> FPEConfig:
+    """A configuration with the fields of `fields`, and of `config` those in `kept` alone."""
+    plain = config.to_dict()
+    overrides = {
+        pattern: {name: value for name, value in own.items() if name in kept}
+        for pattern, own in plain["overrides"].items()
+    }
+    own = {name: plain[name] for name in (*_WHERE, *kept)}
+    return FPEConfig.from_dict({**own, **fields, "overrides": overrides})
+
+
+def plan_expansion(
+    arm: str, model: Any, config: FPEConfig, batches: Sequence[Mapping[str, Any]]
+) -> Expansion:
     """Plans what makes the arm of a dense model, from the model's weights as they are now.
 
     Args:
-        arm: `fpe` or `overlap`.
+        arm: `fpe`, `fpe-random`, `overlap` or `narrow-dense`.
         model: The dense model; it stays as it is.
         config: What to do.
-        inputs: For `find_mlps`.
+        batches: Inputs of forward passes: the first for `find_mlps`, all for what is fitted.
 
     Returns:
         The change, for this model or for any other of its structure.
     """
-    if arm == "fpe":
-        plans = plan_blocks(model, config, inputs)
+    if arm == "narrow-dense":
+        narrow = plan_narrow(model, config, batches)
+        return Expansion(
+            _changing(lambda other: apply_narrow(other, narrow, fitted=True)),
+            _changing(lambda other: apply_narrow(other, narrow, fitted=False)),
+        )
+    if arm == "overlap" and not config.starts_open:
+        masks = plan_overlap(model, config, batches[0])
+        change = _changing(lambda other: apply_overlap(other, masks))
+        return Expansion(change, change)
+    plans = plan_blocks(model, config, batches[0])
+    change = _changing(lambda other: apply_plans(other, list(plans), config))
 
-        def expand(other: Any) -> Any:
-            apply_plans(other, list(plans), config)
-            return other
+    def divide(holder: Any) -> Any:
+        downs = {block.name: take_weights(holder, block).down.clone() for block, _ in plans}
+        return _copy_down(change(holder), downs)
 
-        return expand
-    masks = plan_overlap(model, config, inputs)
+    return Expansion(change, divide)
 
-    def mask(other: Any) -> Any:
-        apply_overlap(other, masks)
-        return other
 
-    return mask
+@torch.no_grad()
+def _copy_down(model: Any, downs: Mapping[str, Tensor]) -> Any:
+    """Gives the children of open blocks what belongs to their parents' outgoing weights: those that
+    hold shares of the weights have the gradients of the whole."""
+    for block in open_blocks(model):
+        spec, layer = block.spec, block.down
+        whole = downs[spec.name].view(-1, spec.experts, 1, spec.parents)
+        layer.by_child(layer.weight).copy_(whole)
+        layer.kill()
+    return model
+
+
+def _changing(act: Callable[[Any], None]) -> Change:
+    def change(model: Any) -> Any:
+        act(model)
+        return model
+
+    return change
 
 
 def wide_dense(recipe: Recipe, prepared: Prepared, seed: int, inputs: Mapping[str, Any]) -> Any:
@@ -73,13 +133,8 @@ def wide_dense(recipe: Recipe, prepared: Prepared, seed: int, inputs: Mapping[st
     from transformers import set_seed
 
     parent = build_parent(recipe, prepared, seed)
-    plain = fpe_config(recipe, seed).to_dict()
-    overrides = {
-        pattern: {"alpha": fields["alpha"]}
-        for pattern, fields in plain["overrides"].items()
-        if "alpha" in fields
-    }
-    config = FPEConfig.from_dict({**plain, **_EXACT, "overrides": overrides})
+    exact = {"coupling": 1.0, "fan_out": "partition"}
+    config = _keeping(fpe_config(recipe, seed), ("alpha",), **exact)
     dense = to_dense(widen(copy.deepcopy(parent), config, example_inputs=inputs))
     if recipe.model.name_or_path is not None:
         return dense
@@ -89,9 +144,12 @@ def wide_dense(recipe: Recipe, prepared: Prepared, seed: int, inputs: Mapping[st
 
 def nonzeros(model: Any) -> int:
     """Trainable and frozen numbers of a model that are not zero by structure."""
-    masked = [m for m in model.modules() if isinstance(m, MaskedLinear)]
     total: int = sum(parameter.numel() for parameter in model.parameters())
-    return total - sum(int((~module.mask).sum()) for module in masked)
+    masked = (m for m in model.modules() if isinstance(m, MaskedLinear))
+    dead = sum(int((~module.mask).sum()) for module in masked)
+    for _, layer in fpe_layers(model):
+        dead += sum(number.numel() for number in layer.numbers().values()) - layer.nonzeros()
+    return total - dead
 
 
 def is_widened(model: Any) -> bool:

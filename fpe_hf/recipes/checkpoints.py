@@ -1,4 +1,4 @@
-"""Checkpoints of the Trainer: which are whole, and which to go on from."""
+"""Checkpoints of the Trainer: which are whole, which to go on from, and what with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from ..checkpoint.files import read_json, stored_plan
+from ..checkpoint.plan import FPEQuantizationConfig
+from ..checkpoint.saving import refresh_plan
+from ..closing import close_as
 from ..files import write_whole
+from ..planning.spec import OPEN
 
 STATE, OPTIMIZER = "trainer_state.json", "optimizer.pt"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -45,6 +50,21 @@ def _is_whole_file(file: Path) -> bool:
             return True
     except (OSError, SafetensorError):
         return False
+
+
+def close_like(model: Any, checkpoint: Path) -> None:
+    """Closes the budget of an open model if a checkpoint of it was written after that; the weights
+    of its blocks are empty then, to be loaded next.
+
+    Raises:
+        CheckpointError: The checkpoint holds no plan of a widened model.
+        ConfigError: It is that of another model.
+    """
+    plan = stored_plan(read_json(checkpoint / "config.json"))
+    specs = FPEQuantizationConfig(**(plan or {})).specs
+    if all(spec.layout != OPEN for spec in specs):
+        close_as(model, specs)
+        refresh_plan(model)
 
 
 def remove_partial(folder: Path) -> None:

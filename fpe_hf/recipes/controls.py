@@ -63,13 +63,27 @@ class OverlapPlan:
     down: Tensor
 
 
+def check_plain(model: nn.Module, block: MLPBlock, arm: str) -> None:
+    """Refuses blocks that are not made of linear modules of their own.
+
+    Raises:
+        RecipeError: It is such a block.
+    """
+    kinds = {stock_of(model.get_submodule(name)) for name in (*block.ups, block.down)}
+    if block.experts > 1 or block.fused or not kinds <= {"linear", "conv1d"} or block.shared:
+        raise RecipeError(
+            f"compare.arms: {arm!r} cannot be made for the block {block.name!r} (experts, fused, "
+            "shared and convolutional blocks have no such control); leave it out of the arms."
+        )
+
+
 def plan_overlap(
     model: nn.Module, config: FPEConfig, example_inputs: Mapping[str, Any]
 ) -> list[OverlapPlan]:
     """Draws overlapping inputs for the children of every block that `config` would widen.
 
     Every child reads as many inputs as under a disjoint split, drawn on its own. Then the smallest
-    magnitudes are pruned until the non-zeros are the parent's, the children's biases included.
+    magnitudes are pruned until the non-zeros fit the budget, the children's biases included.
 
     Raises:
         RecipeError: A block is of a kind that cannot be masked.
@@ -79,20 +93,21 @@ def plan_overlap(
 
 
 def _plan(model: nn.Module, block: MLPBlock, config: FPEConfig) -> OverlapPlan:
-    kinds = {stock_of(model.get_submodule(name)) for name in (*block.ups, block.down)}
-    if block.experts > 1 or block.fused or not kinds <= {"linear", "conv1d"} or block.shared:
-        raise RecipeError(
-            f"compare.arms: 'overlap' cannot be made for the block {block.name!r} (experts, fused, "
-            "shared and convolutional blocks have no such control); leave it out of the arms."
-        )
+    check_plain(model, block, "overlap")
     weights, alpha = take_weights(model, block), config.alpha
     biases = sum(bias.numel() for bias in weights.up_biases if bias is not None)
     seed = derive_seed(config.seed, block.name, "overlap")
     reads = draw_overlapping(block.parents, block.in_features, alpha, seed).flatten(0, 1)
     copies = [up[0].detach().cpu().repeat(alpha, 1) * reads for up in weights.ups]
     down = weights.down.detach().cpu()
-    budget = sum(int(tensor.numel()) for tensor in (*weights.ups, weights.down))
-    keep = budget - (alpha - 1) * biases
+    outputs = 0 if weights.down_bias is None else weights.down_bias.numel()
+    whole = sum(int(tensor.numel()) for tensor in weights.numbers)
+    keep = int(config.budget * whole) - alpha * biases - outputs
+    if keep <= 0:
+        raise RecipeError(
+            f"widen.budget={config.budget} does not pay for the biases of {alpha * block.parents} "
+            f"children in the block {block.name!r}: raise it, or leave 'overlap' out of the arms."
+        )
     up_masks, down_mask = keep_largest(copies, down, alpha, keep)
     return OverlapPlan(block, alpha, tuple(up_masks), down_mask.repeat(1, alpha))
 

@@ -209,7 +209,7 @@ def _widen_complaint(path: Path_, message: str) -> tuple[Path_, str]:
     fields = [field.name for field in dataclasses.fields(FPEConfig)]
     key = re.split(r"[='\[]", message.removeprefix("'"))[0]
     if "is not a field of FPEConfig" in message:
-        return (*path, key), _unknown(f"widen.{key}", key, ("at", *fields))
+        return (*path, key), _unknown(f"widen.{key}", key, (*_keys(Widen), *fields))
     return ((*path, key) if key in fields else path), f"widen: {message}"
 
 
@@ -316,7 +316,7 @@ def _check_sweep(recipe: Recipe) -> Iterable[tuple[Path_, str]]:
             keys = [*_keys(Recipe)] if section is None else _keys(section)
             yield ("sweep", key), _unknown(f"sweep.{key}", parts[-1], keys)
         elif parts[0] == "widen" and len(parts) == 2:
-            fields = ("at", *(f.name for f in dataclasses.fields(FPEConfig)))
+            fields = (*_keys(Widen), *(f.name for f in dataclasses.fields(FPEConfig)))
             if parts[1] not in fields:
                 yield ("sweep", key), _unknown(f"sweep.{key}", parts[1], fields)
 

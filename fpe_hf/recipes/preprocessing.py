@@ -54,7 +54,20 @@ class Prepared:
 
     def example_inputs(self, count: int = 2) -> dict[str, Tensor]:
         """The first examples, without labels, as a batch."""
-        batch = self.collate([row for row, _ in zip(self.train, range(count), strict=False)])
+        return self._inputs([row for row, _ in zip(self.train, range(count), strict=False)])
+
+    def sample(self, batches: int = 8, size: int = 32) -> list[dict[str, Tensor]]:
+        """Batches without labels, from all over the training examples (a stream's first ones)."""
+        count = batches * size
+        if hasattr(self.train, "__len__"):
+            count = min(count, len(self.train))
+            rows = [self.train[place * len(self.train) // count] for place in range(count)]
+        else:
+            rows = [row for row, _ in zip(self.train, range(count), strict=False)]
+        return [self._inputs(rows[first : first + size]) for first in range(0, len(rows), size)]
+
+    def _inputs(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        batch = self.collate(rows)
         return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 

@@ -27,11 +27,15 @@ class ArmResult:
         seed: Seed.
         steps: Optimizer steps, those before the split included.
         metrics: Name -> value after the last step, on the evaluation examples.
-        curve: `step` and the metrics, at every evaluation.
+        curve: `step`, the metrics and `nonzeros` (if they can be counted), at every evaluation.
         nonzeros: Numbers of the model that are not zero by structure; 0 if unknown.
-        seconds: Wall time of the training, from the split on.
+        seconds: Wall time of the training, evaluations in its course and that before the split
+            included.
         audit: What `fpe_hf.audit` found, for widened models.
         interference: Metrics of the up projections `before` and `after` the training.
+        flops: Of the whole training, as `fpe_hf.recipes.costs` estimates them; 0 if unknown.
+        peak_parameters: Most trainable parameters at any time; 0 if unknown.
+        disk_bytes: Of the trained model's tensors on disk; 0 if unknown.
     """
 
     arm: str
@@ -43,6 +47,9 @@ class ArmResult:
     seconds: float
     audit: dict[str, Any] | None = None
     interference: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    flops: float = 0.0
+    peak_parameters: int = 0
+    disk_bytes: int = 0
 
     def summary(self, metric: str) -> str:
         """One line."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-import time
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..auditing import audit
+from ..callback import BudgetCallback
 from ..checkpoint.verify import verify_checkpoint
 from ..discovery import find_mlps
 from ..errors import RecipeError
@@ -20,13 +21,14 @@ from ..metrics import interference
 from ..selection import select_blocks
 from .arms import Expansion, fpe_config, is_widened, nonzeros, plan_expansion, wide_dense
 from .building import build_parent
-from .checkpoints import last_whole_checkpoint, remove_partial
+from .checkpoints import close_like, last_whole_checkpoint, remove_partial
 from .claiming import claimed
+from .costs import Cost, cost_of
 from .data import load_examples
 from .evaluation import FROM_LOSS, from_loss
 from .preprocessing import Prepared, prepare
 from .results import ArmResult, Results
-from .schema import Recipe
+from .schema import Recipe, Schedule
 from .splitting import split_checkpoint
 from .training import (
     Interrupted,
@@ -34,6 +36,7 @@ from .training import (
     StopOnSignal,
     make_arguments,
     make_trainer,
+    seconds_in,
     total_steps,
 )
 from .trust import check_code
@@ -123,23 +126,28 @@ class _Repetition:
         if self.state.is_main_process:
             remove_partial(folder)
         self.state.wait_for_everyone()
-        model, checkpoint = self._start(arm, folder)
+        model, checkpoint, cost = self._start(arm, folder)
         names = vars(model).get("_weight_conversions")
         before = self._interference(model)
         signals = StopOnSignal()
-        trainer = self._trainer(model, folder, [signals])
+        closing = self._closing(arm)
+        if closing and checkpoint is not None:
+            close_like(model, checkpoint)
+        steps = self._longer() if arm == "dense-longer" else None
+        trainer = self._trainer(model, folder, [signals, *closing], steps)
         in_parts = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         if checkpoint is not None and is_widened(model) and not in_parts:
             verify_checkpoint(model, checkpoint)
-        started = time.perf_counter()
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if signals.stopped:
             raise Interrupted(f"stopped at step {trainer.state.global_step}, all saved in {folder}")
-        result = self._measure(arm, trainer, time.perf_counter() - started, before)
+        result = self._measure(arm, trainer, before, cost)
         place = model_folder(self.folder.parent, arm, self.seed)
         if not is_widened(model):
             _save_as_usual(model, names)
         trainer.save_model(str(place))
+        self.state.wait_for_everyone()
+        result = replace(result, disk_bytes=_disk_bytes(place))
         if self.state.is_main_process:
             if self.prepared.processor is not None:
                 self.prepared.processor.save_pretrained(place)
@@ -147,38 +155,74 @@ class _Repetition:
         self.state.wait_for_everyone()
         return result
 
-    def _trainer(self, model: Any, folder: Path, callbacks: Sequence[Any] = ()) -> Any:
+    def _trainer(
+        self, model: Any, folder: Path, callbacks: Sequence[Any] = (), steps: int | None = None
+    ) -> Any:
         own = [*callbacks, *self.callbacks]
-        return make_trainer(self.recipe, self.prepared, model, folder, self.seed, own)
+        return make_trainer(self.recipe, self.prepared, model, folder, self.seed, own, steps)
 
     # -- where an arm starts -------------------------------------------------------------------
 
-    def _start(self, arm: str, folder: Path) -> tuple[Any, Path | None]:
-        """The arm's model, and the checkpoint to go on from."""
+    def _start(self, arm: str, folder: Path) -> tuple[Any, Path | None, Cost]:
+        """The arm's model, the checkpoint to go on from, and what training the arm takes."""
         own = last_whole_checkpoint(folder)
         inputs = self.prepared.example_inputs()
         if arm == "wide-dense":
-            return wide_dense(self.recipe, self.prepared, self.seed, inputs), own
+            wide = wide_dense(self.recipe, self.prepared, self.seed, inputs)
+            return wide, own, cost_of(wide, inputs)
         dense = build_parent(self.recipe, self.prepared, self.seed)
-        warm_up = self.warm_up
+        cost = cost_of(dense, inputs)
         if not self.ups:
             found = find_mlps(dense, inputs)
             selected = select_blocks(found, fpe_config(self.recipe, self.seed))
             self.ups = [up for block, _ in selected for up in block.ups if block.experts == 1]
+        if arm == "dense-longer":
+            return dense, own, cost
+        warm_up = self.warm_up
         if warm_up is not None:
             _load_weights(dense, warm_up)
         if arm == "dense":
-            return dense, own or warm_up
-        expansion = plan_expansion(arm, dense, fpe_config(self.recipe, self.seed), inputs)
-        if warm_up is None:
-            return expansion(dense), own
-        model = expansion(copy.deepcopy(dense))
-        if own is None:
+            return dense, own or warm_up, cost
+        model, expansion = self._expand(arm, dense)
+        cost = self._with_split(cost, model)
+        if own is None and warm_up is not None:
             own = folder / warm_up.name
             if self.state.is_main_process:
                 self._split(warm_up, dense, model, expansion, own)
             self.state.wait_for_everyone()
-        return model, own
+        return model, own, cost
+
+    def _expand(self, arm: str, dense: Any) -> tuple[Any, Expansion]:
+        """An arm made of a copy of the dense model, and what made it."""
+        config = fpe_config(self.recipe, self.seed, arm)
+        prepared = self.prepared
+        batches = prepared.sample() if arm == "narrow-dense" else [prepared.example_inputs()]
+        expansion = plan_expansion(arm, dense, config, batches)
+        return expansion(copy.deepcopy(dense)), expansion
+
+    def _with_split(self, dense: Cost, model: Any) -> Cost:
+        """What training takes that begins with the dense parent and goes on with an arm."""
+        own = cost_of(model, self.prepared.example_inputs())
+        return dense.then(own, self._before) if self._before else own
+
+    def _closing(self, arm: str) -> list[BudgetCallback]:
+        """What closes the budget of an arm that starts open."""
+        widen = self.recipe.widen
+        if arm not in ("fpe", "overlap") or not widen.starts_open:
+            return []
+        schedule = widen.schedule or Schedule()
+        begin, end = (
+            self._before + share * (1 - self._before) for share in (schedule.begin, schedule.end)
+        )
+        others = schedule.model_dump(exclude={"begin", "end"})
+        return [BudgetCallback(begin, end, **others, disjoint=arm == "fpe")]
+
+    def _longer(self) -> int:
+        """Steps in which dense takes the operations that `fpe` takes in its own."""
+        dense = build_parent(self.recipe, self.prepared, self.seed)
+        cost = cost_of(dense, self.prepared.example_inputs())
+        fpe = self._with_split(cost, self._expand("fpe", dense)[0])
+        return math.ceil(self._steps[0] * fpe.flops / cost.flops)
 
     def _split(
         self, warm_up: Path, dense: Any, model: Any, expansion: Expansion, out: Path
@@ -189,13 +233,32 @@ class _Repetition:
         split_checkpoint(warm_up, dense, model, expansion, trainer, out)
 
     @cached_property
+    def _steps(self) -> tuple[int, int]:
+        """Optimizer steps of the training, and how many of them come before the split."""
+        dense = build_parent(self.recipe, self.prepared, self.seed)
+        total, per_epoch = total_steps(self._trainer(dense, self.folder / "dense"))
+        at = self.recipe.widen.at
+        if at is None:
+            return total, 0
+        step = at.step if at.step is not None else round((at.epoch or 0) * per_epoch)
+        if not 0 < step < total:
+            raise RecipeError(f"widen.at: step {step} is not within the training of {total} steps.")
+        return total, int(step)
+
+    @cached_property
+    def _before(self) -> float:
+        """Share of the training that comes before the split, 0 to 1."""
+        if self.recipe.widen.at is None:
+            return 0.0
+        total, step = self._steps
+        return step / total
+
+    @cached_property
     def warm_up(self) -> Path | None:
         """The checkpoint of the dense parent at the split; trains it if it is not there yet."""
         if self.recipe.widen.at is None:
             return None
-        folder = self.folder / _WARM_UP
-        trainer = self._trainer(build_parent(self.recipe, self.prepared, self.seed), folder)
-        step = self._split_step(trainer)
+        folder, (_, step) = self.folder / _WARM_UP, self._steps
         goal = folder / f"checkpoint-{step}"
         found = last_whole_checkpoint(folder)
         if found == goal:
@@ -204,21 +267,12 @@ class _Repetition:
             remove_partial(folder)
         self.state.wait_for_everyone()
         signals = StopOnSignal()
-        trainer.add_callback(StopAt(step))
-        trainer.add_callback(signals)
+        dense = build_parent(self.recipe, self.prepared, self.seed)
+        trainer = self._trainer(dense, folder, [StopAt(step), signals])
         trainer.train(resume_from_checkpoint=None if found is None else str(found))
         if signals.stopped:
             raise Interrupted(f"stopped at step {trainer.state.global_step}, all saved in {folder}")
         return goal
-
-    def _split_step(self, trainer: Any) -> int:
-        at = self.recipe.widen.at
-        assert at is not None
-        total, per_epoch = total_steps(trainer)
-        step = at.step if at.step is not None else round((at.epoch or 0) * per_epoch)
-        if not 0 < step < total:
-            raise RecipeError(f"widen.at: step {step} is not within the training of {total} steps.")
-        return int(step)
 
     def _interference(self, model: Any) -> list[dict[str, Any]]:
         """The interference metrics of the up projections that FPE widens, where they are whole."""
@@ -232,15 +286,21 @@ class _Repetition:
 
     # -- what came out -------------------------------------------------------------------------
 
-    def _measure(self, arm: str, trainer: Any, seconds: float, before: Any) -> ArmResult:
+    def _measure(self, arm: str, trainer: Any, before: Any, cost: Cost) -> ArmResult:
         """Evaluates the trained model and reads the Trainer's log."""
         names = self.recipe.metrics
+        seconds = seconds_in(trainer.state.log_history)
         final = _metrics(trainer.evaluate(), names)
         log = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-        by_step = {entry["step"]: _metrics(entry, names) for entry in log}
+        by_step = {
+            entry["step"]: _metrics(entry, names)
+            | ({"nonzeros": entry["nonzeros"]} if "nonzeros" in entry else {})
+            for entry in log
+        }
         curve = [{"step": step, **values} for step, values in sorted(by_step.items())]
         model = trainer.accelerator.unwrap_model(trainer.model)
         whole = not trainer.is_fsdp_enabled  # in parts, nothing can be counted
+        keeps_apart = is_widened(model) and arm != "overlap"
         return ArmResult(
             arm=arm,
             seed=self.seed,
@@ -249,9 +309,22 @@ class _Repetition:
             curve=curve,
             nonzeros=nonzeros(model) if whole else 0,
             seconds=seconds,
-            audit=audit(model, strict=True).to_dict() if whole and is_widened(model) else None,
+            audit=audit(model, strict=True).to_dict() if whole and keeps_apart else None,
             interference={"before": before, "after": self._interference(model) if whole else []},
+            flops=cost.flops * self._examples(trainer),
+            peak_parameters=cost.parameters,
         )
+
+    def _examples(self, trainer: Any) -> float:
+        """How many examples the training took, repetitions counted."""
+        state, train = trainer.state, self.prepared.train
+        if hasattr(train, "__len__"):
+            return float(state.epoch * len(train))
+        return float(state.global_step * trainer.get_total_train_batch_size(trainer.args))
+
+
+def _disk_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def _metrics(log: dict[str, Any], names: tuple[str, ...]) -> dict[str, float]:

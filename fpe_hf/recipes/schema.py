@@ -22,7 +22,7 @@ Task = Literal[
     "image-text-contrastive",
     "causal-lm",
 ]
-Arm = Literal["dense", "fpe", "overlap", "wide-dense"]
+Arm = Literal["dense", "fpe", "fpe-random", "overlap", "wide-dense", "narrow-dense", "dense-longer"]
 
 SET_BY_RECIPE = {
     "output_dir": "output.folder",
@@ -180,21 +180,58 @@ class When(_Section):
         return self
 
 
+class Schedule(_Section):
+    """How an open budget closes, as in `BudgetSchedule`.
+
+    Attributes:
+        begin: When it begins to, as a share of the training from the split on.
+        end: When it is closed, likewise.
+        power: Of the falling curve: 1 is a straight line, more falls faster at first.
+        every: Steps from one change of the masks to the next; by default a hundred in all.
+        moves: Keep the budget from the first step on and move the masks: `gradient` or `random`.
+    """
+
+    begin: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    end: Annotated[float, Field(gt=0, le=1)] = 0.7
+    power: Annotated[float, Field(gt=0)] = 3
+    every: PositiveInt | None = None
+    moves: Literal["gradient", "random"] | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Schedule:
+        if self.begin >= self.end:
+            raise ValueError(f"begin={self.begin} must come before end={self.end}")
+        return self
+
+
 class Widen(BaseModel):
-    """How and when to widen: `at`, and the fields of `FPEConfig`.
+    """How and when to widen: `at`, `schedule`, and the fields of `FPEConfig`.
 
     Attributes:
         at: When the dense parent is split in training; before it, by default.
+        schedule: How the budget closes, with `split: learned` or `open: true`.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     at: When | None = None
+    schedule: Schedule | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Widen:
-        self.fpe()
+        if not self.starts_open and self.schedule is not None:
+            raise ValueError(
+                "schedule is how an open budget closes: set split: learned or open: true, "
+                "or leave schedule out"
+            )
         return self
+
+    @property
+    def starts_open(self) -> bool:
+        """Whether some block holds more than its budget at first."""
+        config = self.fpe()
+        own = (config.for_block([pattern]) for pattern in config.overrides)
+        return any(one.starts_open for one in (config, *own))
 
     def fpe(self) -> FPEConfig:
         """The configuration to widen with."""
@@ -223,9 +260,11 @@ class Compare(_Section):
     """The arms and their repetitions.
 
     Attributes:
-        arms: `dense` (the parent, as many steps), `fpe`, and as controls `overlap` (children that
-            share inputs, at the same budget) and `wide-dense` (all children's weights: more
-            parameters, the ceiling).
+        arms: `dense` (the parent, as many steps), `fpe` (as `widen` says), and as controls
+            `fpe-random` (the paper's random split), `overlap` (children that share inputs, at the
+            same budget), `wide-dense` (all children's weights: more parameters, the ceiling),
+            `narrow-dense` (with a budget below 1: the parent with as many neurons as it pays for)
+            and `dense-longer` (the parent, for the training FLOPs of `fpe`).
         seeds: One repetition each: initial weights, order of the data, splits.
     """
 
@@ -314,6 +353,17 @@ class Recipe(_Section):
             raise ValueError("data.streaming needs train.max_steps: a stream has no known length")
         if self.data.streaming and self.data.embed is not None:
             raise ValueError("data.embed embeds everything beforehand: turn data.streaming off")
+        widen = self.widen.fpe()
+        if "narrow-dense" in self.compare.arms and widen.budget == 1:
+            raise ValueError(
+                "compare.arms: 'narrow-dense' is for a smaller budget: set widen.budget below 1, "
+                "or leave it out of the arms"
+            )
+        if "wide-dense" in self.compare.arms and widen.alpha == 1:
+            raise ValueError(
+                "compare.arms: with widen.alpha=1 nothing is wider than 'dense': leave "
+                "'wide-dense' out of the arms"
+            )
         return self
 
     @property

@@ -119,7 +119,7 @@ def _moments(
                 parameter.fill_(torch.nan)  # unknown
             else:
                 parameter.copy_(value)
-    expanded = expansion(holder)
+    expanded = expansion.moments(holder)
     with torch.no_grad():
         for _, layer in fpe_layers(expanded):
             if getattr(layer, "coupling", None) is not None:

@@ -6,6 +6,7 @@ import math
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from ..checkpoint.saving import keep_names
 from ..errors import CheckpointError, RecipeError
+from .arms import nonzeros
 from .checkpoints import OPTIMIZER
 from .evaluation import best_classes, make_compute_metrics
 from .parsing import training_values
@@ -93,6 +95,33 @@ class StopOnDivergence(TrainerCallback):  # type: ignore[misc]
                 )
 
 
+class CountNonzeros(TrainerCallback):  # type: ignore[misc]
+    """Notes the non-zeros of the model with every evaluation, in the Trainer's log."""
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        state.log_history[-1]["nonzeros"] = nonzeros(model)
+
+
+class Clock(TrainerCallback):  # type: ignore[misc]
+    """Notes the seconds of training in the Trainer's log, those before a checkpoint included."""
+
+    def __init__(self) -> None:
+        self._zero = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._zero = time.perf_counter() - seconds_in(state.log_history)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.log_history[-1]["seconds"] = time.perf_counter() - self._zero
+
+
+def seconds_in(log: list[dict[str, Any]]) -> float:
+    """The seconds of training that a `Clock` noted in a Trainer's log."""
+    return float(next((entry["seconds"] for entry in reversed(log) if "seconds" in entry), 0.0))
+
+
 class CheckOptimizer(TrainerCallback):  # type: ignore[misc]
     """Refuses an optimizer's state that does not fit its parameters.
 
@@ -159,6 +188,7 @@ def make_trainer(
     folder: Path,
     seed: int,
     callbacks: list[TrainerCallback] | None = None,
+    steps: int | None = None,
 ) -> Any:
     """A Trainer for one arm.
 
@@ -169,21 +199,27 @@ def make_trainer(
         folder: For checkpoints.
         seed: Of the order of the data and of dropout: the same for all arms.
         callbacks: Beside those that every arm has.
+        steps: Optimizer steps, if they are not what the recipe says.
     """
     # The Trainer resumes by the names in memory, and transformers saves some models under others.
     keep_names(model)
+    arguments = make_arguments(recipe, folder, seed)
+    if steps is not None:
+        arguments.max_steps = steps
     trainer = Trainer(
         model=model,
-        args=make_arguments(recipe, folder, seed),
+        args=arguments,
         train_dataset=prepared.train,
         eval_dataset=prepared.eval,
         data_collator=prepared.collate,
         processing_class=prepared.processor,
         compute_metrics=make_compute_metrics(recipe.metrics),
         preprocess_logits_for_metrics=best_classes,
-        callbacks=[StopOnDivergence(), CheckOptimizer(), *(callbacks or [])],
+        callbacks=[StopOnDivergence(), CheckOptimizer(), Clock(), *(callbacks or [])],
     )
     trainer.remove_callback(PrinterCallback)  # the log is in the report
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):  # in parts: not to be counted
+        trainer.add_callback(CountNonzeros())
     return trainer
 
 

@@ -53,10 +53,14 @@ output: {folder: run}
 """
 
 
-def launch(folder: Path, *words: str) -> dict[str, Any]:
-    """Runs the recipe by a command; returns the weights of both arms."""
+LEARNED = RECIPE.replace("layout: block", "split: learned, schedule: {begin: 0.1, end: 0.6}")
+"""Open from step 2 on; closed from step 3 on."""
+
+
+def launch(folder: Path, recipe: str, *words: str) -> dict[str, Any]:
+    """Runs a recipe by a command; returns the weights of both arms."""
     folder.mkdir()
-    (folder / "recipe.yaml").write_text(RECIPE)
+    (folder / "recipe.yaml").write_text(recipe)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(
         [sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True
@@ -67,10 +71,12 @@ def launch(folder: Path, *words: str) -> dict[str, Any]:
     return {a: load_file(place / a / "model" / "model.safetensors") for a in ("dense", "fpe")}
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", [RECIPE, LEARNED], ids=["block", "learned"])
+def test_two_processes_train_as_one(recipe: str, tmp_path: Path) -> None:
     config = str(accelerate_config("ddp-cpu"))
     two = launch(
         tmp_path / "two",
+        recipe,
         "accelerate.commands.launch",
         f"--config_file={config}",
         f"--main_process_port={free_port()}",
@@ -79,7 +85,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         "recipe.yaml",
         "train.per_device_train_batch_size=4",
     )
-    one = launch(tmp_path / "one", "fpe_hf.recipes", "recipe.yaml")
+    one = launch(tmp_path / "one", recipe, "fpe_hf.recipes", "recipe.yaml")
     for arm, weights in one.items():
         assert weights.keys() == two[arm].keys()
         for name, tensor in weights.items():

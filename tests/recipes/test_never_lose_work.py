@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification, TrainerCallback
+from transformers import AutoModel, AutoModelForImageClassification, TrainerCallback
 
+from fpe_hf import audit
 from fpe_hf.errors import InUseError, RecipeError
 from fpe_hf.recipes import running, splitting
 from fpe_hf.recipes.checkpoints import last_whole_checkpoint
@@ -44,6 +45,13 @@ ARMS = ("dense", "fpe", "overlap")
 NIGHTLY = pytest.mark.nightly
 
 
+LEARNED = (
+    "widen={targets: [layers], split: learned, bias: child, at: {step: 3}}",
+    "compare.arms=[dense, fpe, overlap]",
+)
+"""Open from step 3 on; closed from step 7 on."""
+
+
 def recipe(folder: Path, *assignments: str) -> Recipe:
     return parse_recipe(RECIPE, [f"output.folder={folder}", *assignments])
 
@@ -64,6 +72,13 @@ def same(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) -> bo
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("whole") / "run"
     running.run_recipe(recipe(folder))
+    return weights(folder)
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("learned") / "run"
+    running.run_recipe(recipe(folder, *LEARNED))
     return weights(folder)
 
 
@@ -125,6 +140,34 @@ def test_killed_at_a_step(
     assert not (folder / "results.json").exists()
     running.run_recipe(recipe(folder), resume=True)
     assert same(weights(folder), uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("arm", "step"),
+    [
+        ("fpe", 5),
+        ("fpe", 9),
+        pytest.param("fpe", 7, marks=NIGHTLY),
+        pytest.param("fpe", 8, marks=NIGHTLY),
+        pytest.param("overlap", 5, marks=NIGHTLY),
+        ("overlap", 9),
+    ],
+)
+def test_killed_while_the_budget_is_open_or_closed(
+    arm: str, step: int, learned: dict[str, Any], tmp_path: Path
+) -> None:
+    """The last checkpoint is of step 4, before the budget closes, or of step 8."""
+    folder = tmp_path / "run"
+
+    def run() -> None:
+        running.make_trainer = with_callback(_Die(step, arm, kill))
+        running.run_recipe(recipe(folder, *LEARNED))
+
+    assert in_a_fork(run) == -signal.SIGKILL
+    running.run_recipe(recipe(folder, *LEARNED), resume=True)
+    assert same(weights(folder), learned)
+    model = AutoModel.from_pretrained(folder / "seed-0" / "fpe" / "model")
+    assert audit(model).ok
 
 
 @pytest.mark.parametrize("arm", [pytest.param("dense", marks=NIGHTLY), "fpe"])

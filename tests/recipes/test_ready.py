@@ -16,7 +16,7 @@ from fpe_hf.recipes.library import find_recipe, recipe_names
 from fpe_hf.recipes.parsing import read_recipe
 from fpe_hf.recipes.preprocessing import prepare
 from fpe_hf.recipes.running import run_recipe
-from fpe_hf.recipes.schema import Recipe
+from fpe_hf.recipes.schema import Recipe, Widen
 from fpe_hf.recipes.training import make_trainer
 from tiny_data import save_dataset, sentences, write_csv, write_fashion_mnist
 
@@ -138,6 +138,21 @@ def test_trains_both_arms_and_the_widened_model_reloads(
     model = auto_class(recipe).from_pretrained(recipe.output.folder / "seed-0" / "fpe" / "model")
     again = make_trainer(recipe, prepared, model, tmp_path / "again", 0).evaluate()
     assert again["eval_loss"] == fpe.metrics["loss"]
+
+
+@pytest.mark.parametrize(
+    "name", ["bert-sst2", "causal-lm-text-files", "llama-causal-lm", "vit-image-classification"]
+)
+def test_a_learned_split_in_its_place(name: str, tiny_recipe: Callable[[str], Recipe]) -> None:
+    widen = Widen.model_validate({"split": "learned", "bias": "child", "at": {"step": 1}})
+    recipe = tiny_recipe(name).model_copy(update={"widen": widen})
+
+    results = run_recipe(recipe, say=lambda line: None)
+
+    dense, fpe = results.of_arm("dense")[0], results.of_arm("fpe")[0]
+    assert fpe.nonzeros == dense.nonzeros
+    assert fpe.peak_parameters > dense.peak_parameters
+    auto_class(recipe).from_pretrained(recipe.output.folder / "seed-0" / "fpe" / "model")
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoModel
 
 import fpe_hf
+from fpe_hf.closing import open_blocks
 from fpe_hf.config import FPEConfig
 from fpe_hf.errors import RecipeError
 from fpe_hf.recipes.arms import plan_expansion
@@ -120,7 +121,7 @@ def test_moments_go_where_their_weights_go(way: str) -> None:
             "exp_avg_sq": 2 * parameter.detach(),
         }
     ids = {"input_ids": torch.arange(5, 11)[None]}
-    expansion = plan_expansion("fpe", dense, FPEConfig(**WAYS[way]), ids)
+    expansion = plan_expansion("fpe", dense, FPEConfig(**WAYS[way]), [ids])
     arm = expansion(copy.deepcopy(dense))
     after = torch.optim.AdamW(arm.parameters())
     carry_state(before, dense, after, arm, expansion)
@@ -136,14 +137,39 @@ def test_moments_go_where_their_weights_go(way: str) -> None:
     after.step()  # accepts what it was given
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+def test_moments_of_an_open_block_are_its_parents(family: str) -> None:
+    """Children hold shares of the outgoing weights, but have the gradients of the whole; nothing
+    is drawn, so what was positive stays so."""
+    dense = tiny_model(family).train()
+    ids = {"input_ids": torch.arange(5, 11)[None]}
+    before = torch.optim.AdamW(dense.parameters())
+    dense(**ids, labels=ids["input_ids"]).loss.backward()
+    before.step()
+    expansion = plan_expansion("fpe", dense, FPEConfig(split="learned", alpha=3), [ids])
+    arm = expansion(copy.deepcopy(dense))
+    after = torch.optim.AdamW(arm.parameters())
+    carry_state(before, dense, after, arm, expansion)
+    for block in open_blocks(arm):
+        for layer, parent in zip(block.layers, (*block.spec.ups, block.spec.down), strict=True):
+            own = after.state[layer.weight]["exp_avg_sq"]
+            module = dense.get_submodule(parent)
+            whole = before.state[module.weight]["exp_avg_sq"]
+            children = layer.by_child(own).movedim(2, 0)
+            assert torch.equal(children, children[:1].expand_as(children))
+            torch.testing.assert_close(children[0].sum(), whole.sum())
+            assert own.min() >= 0
+    after.step()
+
+
 def test_state_of_another_shape_starts_afresh() -> None:
     """Adafactor keeps sums over rows and columns, which belong to no weight."""
     dense = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
     before = torch.optim.Adafactor(dense.parameters())
     dense(torch.ones(2, 8)).sum().backward()
     before.step()
-    inputs = (torch.ones(2, 8),)
-    expansion = plan_expansion("fpe", dense, FPEConfig(), inputs)  # type: ignore[arg-type]
+    inputs: Any = (torch.ones(2, 8),)
+    expansion = plan_expansion("fpe", dense, FPEConfig(), [inputs])
     arm = expansion(copy.deepcopy(dense))
     after = torch.optim.Adafactor(arm.parameters())
     carry_state(before, dense, after, arm, expansion)

@@ -16,9 +16,11 @@ from fpe_hf.errors import ConfigError, MissingDataError
 from fpe_hf.science import experiments
 from fpe_hf.science.comparison import BooleanTask, compare
 from fpe_hf.science.data import digits
-from fpe_hf.science.experiments import run_experiment
+from fpe_hf.science.experiments import learned_splits, run_experiment
 from fpe_hf.science.report import Report, new_figure
+from fpe_hf.science.splitting import clause_split
 from fpe_hf.science.statistics import fit_line, mean
+from fpe_hf.science.tasks import Task, mlp
 from fpe_hf.science.training import Training
 
 SMALL = BooleanTask(inputs=12, clauses=3, literals=2, examples=200, test_examples=100, neurons=3)
@@ -87,7 +89,7 @@ def test_unknown_experiments_are_refused() -> None:
 
 
 def test_the_command_writes_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiments, "run_experiment", lambda name, *, full: report(0.5))
+    monkeypatch.setattr(experiments, "run_experiment", lambda name, **more: report(0.5))
     result = CliRunner().invoke(app, ["reproduce", "theory", "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert "Some text." in result.output
@@ -97,7 +99,7 @@ def test_the_command_writes_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_command_writes_all_that_can_run_on_one_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(name: str, *, full: bool) -> Report:
+    def run(name: str, **more: object) -> Report:
         if "FPE_HF_FASHION_MNIST" in os.environ and name == "fashion-mnist":
             raise MissingDataError(f"not in {os.environ['FPE_HF_FASHION_MNIST']}")
         return report(0.5)
@@ -130,6 +132,9 @@ def test_every_experiment_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(BooleanTask, "draw", lambda task, seeds: draw(replace(task, **short), 2))
     module = importlib.import_module(f"fpe_hf.science.experiments.{name.replace('-', '_')}")
     data = digits().first_examples(300, 100)
+    flat = replace(data, x=data.x.flatten(1), test_x=data.test_x.flatten(1))
+    tiny = Task(flat, lambda width: mlp(64, [width], 10), 20, 32, lr=0.01, first="0")
+    tiny = replace(tiny, clauses=clause_split([[0, 1]]))
     for attribute, value in {
         "HALF": Training(epochs=1),
         "EPOCHS": 1,
@@ -138,6 +143,7 @@ def test_every_experiment_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         "digits": lambda: data,
         "fashion_mnist": lambda: data,
         "docstring_embeddings": lambda: data,
+        "TASKS": dict.fromkeys(learned_splits.TASKS, lambda seed: tiny),
     }.items():
         if hasattr(module, attribute):
             monkeypatch.setattr(module, attribute, value)

@@ -10,6 +10,9 @@ from typing import Literal
 from ..evaluation import LOWER_IS_BETTER
 from ..results import Results, standard_error
 
+CLEAR = 2
+"""Standard errors that a difference must exceed to count."""
+
 Outcome = Literal["better", "worse", "unclear", "single", "broken"]
 
 
@@ -45,12 +48,12 @@ class Comparison:
 
     @property
     def outcome(self) -> Outcome:
-        """`better` or `worse` by more than one standard error, or why neither can be said."""
+        """`better` or `worse` by more than two standard errors, or why neither can be said."""
         if not all(map(math.isfinite, self.gains)):
             return "broken"
         if self.error is None:
             return "single"
-        if abs(self.gain) <= self.error:
+        if abs(self.gain) <= CLEAR * self.error:
             return "unclear"
         return "better" if self.gain > 0 else "worse"
 

@@ -12,7 +12,15 @@ from ..results import Results
 from . import tables
 from .comparison import measured
 from .environment import environment
-from .figures import DARK, LIGHT, Picture, Theme, curves_figure, interference_figure
+from .figures import (
+    DARK,
+    LIGHT,
+    Picture,
+    Theme,
+    curves_figure,
+    interference_figure,
+    nonzeros_figure,
+)
 from .latency import Latency
 from .tables import Table
 from .units import slug
@@ -70,6 +78,7 @@ def compose(results: Results, latency: Latency | None) -> Report:
     sections = (
         _arms(results),
         _curves(results),
+        _costs(results),
         _blocks(results),
         _interference(results),
         _latency(latency),
@@ -104,8 +113,7 @@ def _arms(results: Results) -> Section:
         else "Metrics after the last step, of one seed: there is no spread to show. Gains are the "
         "difference to dense, positive where the arm is better."
     )
-    seconds = "Seconds are the wall time of the training, from the split on if there was one."
-    return Section("Arms", (spread, seconds), table=tables.arms_table(results))
+    return Section("Arms", (spread,), table=tables.arms_table(results))
 
 
 def _curves(results: Results) -> Section:
@@ -119,14 +127,31 @@ def _curves(results: Results) -> Section:
     pictures = []
     for metric in measured(results):
         caption = (
-            f"{metric} on the evaluation examples by step, and the gain over dense at the same "
-            f"budget (above 0 is better).{bands}"
+            f"{metric} on the evaluation examples by step, and the gain over dense of the arms "
+            f"with FPE's budget (above 0 is better).{bands}"
         )
         pictures += _picture(
             f"{slug(metric)}-by-step", caption, partial(curves_figure, results, metric)
         )
     text = () if pictures else ("The arms were not evaluated while they trained.",)
     return Section("By step", text, tuple(pictures))
+
+
+def _costs(results: Results) -> Section:
+    text = (
+        "Training FLOPs are an estimate. The products of a forward pass are counted as they are "
+        "computed, two operations per weight: where a whole matrix is multiplied, its zeros count. "
+        "Backward takes twice as many. From the split on an arm is counted as it starts (also "
+        "after an open budget has closed, since whole matrices are multiplied then, too), before "
+        "the split as dense.",
+        "Seconds are the wall time of the training, evaluations in its course included. Peak "
+        "trainable parameters are the most there were at any time, masked ones included; non-zeros "
+        "and bytes on disk are those of the trained model. Controls are stored as they were "
+        "trained, zeros included.",
+    )
+    caption = "Non-zeros of every arm by step, at each evaluation, means over seeds."
+    pictures = _picture("nonzeros-by-step", caption, partial(nonzeros_figure, results))
+    return Section("Cost", text, tuple(pictures), tables.costs_table(results))
 
 
 def _blocks(results: Results) -> Section:

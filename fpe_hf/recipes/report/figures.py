@@ -36,18 +36,42 @@ LIGHT = Theme(
     page="#ffffff",
     text="#24292f",
     faint="#8c959f",
-    arms={"dense": "#57606a", "fpe": "#0072b2", "overlap": "#d55e00", "wide-dense": "#009e73"},
+    arms={
+        "dense": "#57606a",
+        "fpe": "#0072b2",
+        "fpe-random": "#cc79a7",
+        "overlap": "#d55e00",
+        "wide-dense": "#009e73",
+        "narrow-dense": "#b58900",
+        "dense-longer": "#24292f",
+    },
 )
 DARK = Theme(
     page="#0d1117",
     text="#e6edf3",
     faint="#6e7681",
-    arms={"dense": "#b1bac4", "fpe": "#56b4e9", "overlap": "#e69f00", "wide-dense": "#2ec49a"},
+    arms={
+        "dense": "#b1bac4",
+        "fpe": "#56b4e9",
+        "fpe-random": "#e39ac6",
+        "overlap": "#e69f00",
+        "wide-dense": "#2ec49a",
+        "narrow-dense": "#f0e442",
+        "dense-longer": "#e6edf3",
+    },
 )
 
-_STYLES = {"dense": "-", "fpe": "-", "overlap": "--", "wide-dense": "-."}
-_SAME_BUDGET = ("fpe", "overlap")
+_STYLES = {
+    "fpe-random": "--",
+    "overlap": "--",
+    "wide-dense": "-.",
+    "narrow-dense": ":",
+    "dense-longer": "-.",
+}
+_SAME_BUDGET = ("fpe", "fpe-random", "overlap", "narrow-dense")
 """Arms whose gain is drawn; that of `wide-dense` would dwarf it."""
+_IN_A_ROW = 4
+"""Arms in a row of a legend; more would not fit."""
 _FEW = 30
 """Points up to which each is marked."""
 
@@ -76,7 +100,7 @@ class Picture:
 
 
 def curves_figure(results: Results, metric: str, theme: Theme) -> bytes | None:
-    """A metric by step of every arm, and below it the gain over dense at dense's budget.
+    """A metric by step of every arm, and below it the gain over dense of arms with FPE's budget.
 
     Args:
         results: The run.
@@ -123,6 +147,30 @@ def curves_figure(results: Results, metric: str, theme: Theme) -> bytes | None:
     return _png(figure)
 
 
+def nonzeros_figure(results: Results, theme: Theme) -> bytes | None:
+    """Non-zeros by step of every arm, means over seeds.
+
+    Args:
+        results: The run.
+        theme: Colours.
+
+    Returns:
+        PNG, or `None` if they were not counted.
+    """
+    lines = {arm: curve(results, arm, "nonzeros") for arm in results.arms}
+    drawn = {arm: line for arm, line in lines.items() if line is not None}
+    if not drawn:
+        return None
+    figure, (axes,) = _new(theme, (7.5, 3.1), 1, 1)
+    for arm, line in drawn.items():
+        _line(axes, arm, line.steps, line.mean, None, theme)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("non-zeros")
+    axes.set_xlabel("optimizer steps")
+    _legend(figure, axes, theme)
+    return _png(figure)
+
+
 def interference_figure(results: Results, theme: Theme) -> bytes | None:
     """Interference before and after the training, means over projections and seeds.
 
@@ -153,7 +201,7 @@ def interference_figure(results: Results, theme: Theme) -> bytes | None:
 
 def _new(theme: Theme, size: tuple[float, float], rows: int, columns: int, **kwargs: Any) -> Any:
     figure = Figure(figsize=size, layout="constrained", facecolor=theme.page)
-    all_axes = figure.subplots(rows, columns, **kwargs)
+    all_axes = figure.subplots(rows, columns, squeeze=False, **kwargs).ravel()
     for axes in all_axes:
         axes.set_facecolor(theme.page)
         axes.spines[["top", "right"]].set_visible(False)
@@ -190,7 +238,7 @@ def _legend(figure: Any, axes: Any, theme: Theme) -> None:
         handles,
         labels,
         loc="outside upper center",
-        ncols=len(labels),
+        ncols=min(len(labels), _IN_A_ROW),
         frameon=False,
         labelcolor=theme.text,
         handlelength=3,

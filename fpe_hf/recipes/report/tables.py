@@ -38,7 +38,7 @@ class Table:
 
 
 def arms_table(results: Results) -> Table:
-    """Every arm over the seeds: metrics, gain over dense, size and cost."""
+    """Every arm over the seeds: metrics, gain over dense, non-zeros and steps."""
     main = results.metrics[0]
     by_metric = {
         metric: {entry.arm: entry for entry in results.summary(metric)}
@@ -58,13 +58,45 @@ def arms_table(results: Results) -> Table:
                 arm,
                 *values,
                 gain,
-                f"{entry.nonzeros:,}" if entry.nonzeros else "not counted",
+                f"{entry.nonzeros:,}" if entry.nonzeros else _UNKNOWN,
                 " to ".join(f"{count:,}" for count in dict.fromkeys((steps[0], steps[-1]))),
-                f"{statistics.fmean(run.seconds for run in runs):.1f}",
             )
         )
-    header = ("arm", *by_metric, f"{main}: gain over dense", "non-zeros", "steps", "seconds")
+    header = ("arm", *by_metric, f"{main}: gain over dense", "non-zeros", "steps")
     return Table(header, tuple(rows))
+
+
+def costs_table(results: Results) -> Table:
+    """What every arm takes to train and to deploy, means over the seeds."""
+    dense = _mean(results, "dense", "flops")
+    rows = []
+    for arm in results.arms:
+        numbers = {name: _mean(results, arm, name) for name in _COSTS}
+        flops = numbers["flops"]
+        rows.append(
+            (
+                arm,
+                f"{flops:.3g} ({flops / dense:.2f}×)" if flops and dense else _UNKNOWN,
+                f"{numbers['seconds']:.1f}",
+                _count(numbers["peak_parameters"]),
+                _count(numbers["nonzeros"]),
+                size(round(numbers["disk_bytes"])) if numbers["disk_bytes"] else _UNKNOWN,
+            )
+        )
+    header = ("arm", "training FLOPs", "training seconds", "peak trainable parameters")
+    return Table((*header, "final non-zeros", "bytes on disk"), tuple(rows))
+
+
+_COSTS = ("flops", "seconds", "peak_parameters", "nonzeros", "disk_bytes")
+_UNKNOWN = "not counted"
+
+
+def _mean(results: Results, arm: str, name: str) -> float:
+    return statistics.fmean(getattr(run, name) for run in results.of_arm(arm))
+
+
+def _count(number: float) -> str:
+    return f"{round(number):,}" if number else _UNKNOWN
 
 
 def blocks_table(results: Results) -> Table | None:

@@ -8,7 +8,7 @@ from scipy import stats
 
 from ..evaluation import LOWER_IS_BETTER
 from ..results import Results, show
-from .comparison import Comparison, Outcome, compare, measured
+from .comparison import CLEAR, Comparison, Outcome, compare, measured
 from .units import amount, is_share
 
 _HEADLINES: dict[Outcome, str] = {
@@ -26,6 +26,51 @@ _IN_SHORT: dict[Outcome, str] = {
     "single": "",
     "broken": ": nothing can be compared",
 }
+
+
+_CONTROLS: dict[str, tuple[str, dict[Outcome, str]]] = {
+    "fpe-random": (
+        "The paper's random split, at the same budget",
+        {
+            "better": "the split as configured does better",
+            "worse": "the paper's did better",
+            "unclear": "nothing shows that it matters how the inputs are split",
+            "single": "one seed does not show which split is better",
+            "broken": "nothing can be compared",
+        },
+    ),
+    "overlap": (
+        "Overlap control, at the same budget",
+        {
+            "better": "it helps that children of a neuron share no inputs",
+            "worse": "disjoint inputs did worse than shared ones",
+            "unclear": "nothing shows that it matters whether children share inputs",
+            "single": "one seed does not show whether it matters that children share no inputs",
+            "broken": "nothing can be compared",
+        },
+    ),
+    "narrow-dense": (
+        "Fewer neurons, dense, at the same budget",
+        {
+            "better": "more and sparser neurons do better",
+            "worse": "fewer neurons did better",
+            "unclear": "nothing shows that more and sparser neurons do better",
+            "single": "one seed does not show which is better",
+            "broken": "nothing can be compared",
+        },
+    ),
+    "dense-longer": (
+        "Dense at the training FLOPs of FPE, in more steps",
+        {
+            "better": "FPE gains more than longer training does",
+            "worse": "longer training gains more, and costs no more",
+            "unclear": "nothing shows that FPE gains more than longer training does",
+            "single": "one seed does not show which gains more",
+            "broken": "nothing can be compared",
+        },
+    ),
+}
+"""Arm -> what it is, and what it means if FPE does better or worse."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +92,14 @@ def verdict(results: Results) -> Verdict:
     """Sums up a run."""
     main = results.metrics[0]
     against_dense = compare(results, main, "fpe", "dense")
-    sentences = [_against_dense(against_dense), *_low_bar(against_dense)]
+    sentences = [_against_dense(against_dense), *_bar(against_dense)]
     for metric in measured(results)[1:]:
         other = compare(results, metric, "fpe", "dense")
         sentences.append(f"By {_named(metric)}, {_gap(other)}{_IN_SHORT[other.outcome]}.")
-    if "overlap" in results.arms:
-        sentences.append(_against_overlap(compare(results, main, "fpe", "overlap")))
+    for arm, (lead, meanings) in _CONTROLS.items():
+        if arm in results.arms:
+            pair = compare(results, main, "fpe", arm)
+            sentences.append(f"{lead}: {_gap(pair)}; {meanings[pair.outcome]}.")
     if "wide-dense" in results.arms:
         wide = compare(results, main, "wide-dense", "dense")
         sentences.append(_ceiling(results, against_dense, wide))
@@ -71,30 +118,19 @@ def _against_dense(fpe: Comparison) -> str:
             f"{found}. With another seed it may be the other way round: name more in compare.seeds."
         )
     verb = "does not exceed" if fpe.outcome == "unclear" else "exceeds"
-    return f"{found}, in the mean over {seeds} seeds. The difference {verb} one standard error."
+    return f"{found}, in the mean over {seeds} seeds. The difference {verb} two standard errors."
 
 
-def _low_bar(fpe: Comparison) -> list[str]:
-    """In how many seeds FPE is ahead, and how little one standard error says."""
+def _bar(fpe: Comparison) -> list[str]:
+    """In how many seeds FPE is ahead, and how often chance alone passes the bar."""
     seeds = len(fpe.gains)
     if fpe.outcome in ("single", "broken"):
         return []
-    chance = stats.t.sf(1, seeds - 1)
+    chance = stats.t.sf(CLEAR, seeds - 1)
     return [
-        f"FPE is ahead with {fpe.wins} of {seeds} seeds. One standard error is a low bar: without "
-        f"any true difference, {seeds} seeds show a gain above it in {chance:.0%} of runs."
+        f"FPE is ahead with {fpe.wins} of {seeds} seeds. Without any true difference, {seeds} "
+        f"seeds show a gain above two standard errors in {chance:.0%} of runs."
     ]
-
-
-def _against_overlap(fpe: Comparison) -> str:
-    means: dict[Outcome, str] = {
-        "better": "it helps that children of a neuron share no inputs",
-        "worse": "disjoint inputs did worse than shared ones",
-        "unclear": "nothing shows that it matters whether children share inputs",
-        "single": "one seed does not show whether it matters that children share no inputs",
-        "broken": "nothing can be compared",
-    }
-    return f"Overlap control, at the same budget: {_gap(fpe)}; {means[fpe.outcome]}."
 
 
 def _ceiling(results: Results, fpe: Comparison, wide: Comparison) -> str:
@@ -117,9 +153,11 @@ def _share_of_ceiling(fpe: Comparison, wide: Comparison) -> str:
 
 def _fairness(results: Results) -> str:
     """Whether the arms had as many steps and non-zeros."""
-    steps = sorted({run.steps for run in results.runs})
+    longer = results.of_arm("dense-longer")
+    arms = f"Every arm but dense-longer ({longer[0].steps:,} steps)" if longer else "Every arm"
+    steps = sorted({run.steps for run in results.runs if run.arm != "dense-longer"})
     sentences = [
-        f"Every arm trained for {steps[0]:,} steps."
+        f"{arms} trained for {steps[0]:,} steps."
         if len(steps) == 1
         else "The arms did not train for equally many steps: compare with care."
     ]

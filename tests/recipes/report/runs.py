@@ -56,7 +56,11 @@ def make_results(
 def _run(arm: str, seed: int, value: float, metric: str, steps: int) -> ArmResult:
     final = {"loss": 1 - value, metric: value}
     curve = [
-        {"step": at, **{name: number * at / steps for name, number in final.items()}}
+        {
+            "step": at,
+            **{name: number * at / steps for name, number in final.items()},
+            "nonzeros": 3220 if arm == "wide-dense" else 1610,
+        }
         for at in range(steps // 4, steps + 1, steps // 4)
     ]
     total = {**AUDIT_BLOCK, "name": "total", "layout": "", "alpha": 0}
@@ -71,6 +75,9 @@ def _run(arm: str, seed: int, value: float, metric: str, steps: int) -> ArmResul
         seconds=2.0 + seed,
         audit=widened if arm == "fpe" else None,
         interference={"before": [_measured(0.2 + seed)], "after": [_measured(0.4 + seed)]},
+        flops=1e6 if arm == "dense" else 2.5e6,
+        peak_parameters=3220 if arm == "wide-dense" else 1610,
+        disk_bytes=6800,
     )
 
 

@@ -32,8 +32,9 @@ def test_a_lower_loss_is_better(fpe: list[float], dense: list[float]) -> None:
 @pytest.mark.parametrize(
     ("fpe", "outcome", "error"),
     [
-        ([0.6, 0.8], "better", 0.1),
-        ([0.4, 0.2], "worse", 0.1),
+        ([0.6, 0.8], "unclear", 0.1),
+        ([0.7, 0.8], "better", 0.05),
+        ([0.3, 0.2], "worse", 0.05),
         ([0.6, 0.4], "unclear", 0.1),
         ([0.5, 0.5], "unclear", 0.0),
         ([0.6, 0.6], "better", 0.0),

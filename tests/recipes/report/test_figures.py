@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from fpe_hf.recipes.report.figures import DARK, LIGHT, Theme, curves_figure, interference_figure
+from fpe_hf.recipes.report.figures import (
+    DARK,
+    LIGHT,
+    Theme,
+    curves_figure,
+    interference_figure,
+    nonzeros_figure,
+)
 from recipes.report.runs import make_results
 
 ARMS = {
@@ -14,6 +21,9 @@ ARMS = {
     "fpe": [0.6, 0.7],
     "overlap": [0.55, 0.6],
     "wide-dense": [0.8, 0.9],
+    "fpe-random": [0.58, 0.63],
+    "narrow-dense": [0.4, 0.5],
+    "dense-longer": [0.3, 0.4],
 }
 
 
@@ -32,6 +42,8 @@ def has_color(image: np.ndarray, color: str) -> bool:
 def test_every_arm_is_drawn_in_its_colour(metric: str, theme: Theme) -> None:
     image = pixels(curves_figure(make_results(ARMS), metric, theme))
     assert has_color(image, theme.page)
+    edges = np.concatenate([image[:, 0], image[:, -1]])
+    assert len(np.unique(edges, axis=0)) == 1, "nothing is cut off, the legend included"
     for arm in ARMS:
         assert has_color(image, theme.arms[arm]), arm
 
@@ -49,6 +61,12 @@ def test_the_split_is_marked() -> None:
     assert marked != curves_figure(make_results(ARMS, recipe=at_start), "accuracy", LIGHT)
 
 
+def test_nonzeros_of_every_level() -> None:
+    image = pixels(nonzeros_figure(make_results(ARMS), LIGHT))
+    assert has_color(image, LIGHT.arms["wide-dense"])
+    assert has_color(image, LIGHT.arms["fpe"])  # drawn above those at the same level
+
+
 def test_names_of_metrics_are_no_formulas() -> None:
     name = r"user/$\frac{odd$_metric"
     assert pixels(curves_figure(make_results(ARMS, name), name, LIGHT)).size
@@ -60,6 +78,7 @@ def test_no_picture_of_nothing() -> None:
         run.curve.clear()
         run.interference.clear()
     assert curves_figure(results, "accuracy", LIGHT) is None
+    assert nonzeros_figure(results, LIGHT) is None
     assert interference_figure(results, LIGHT) is None
 
 

@@ -67,11 +67,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_html_holds_all_of_it(folder: Path) -> None:
     reader = read(folder)
     text = "\n".join(reader.texts)
-    titles = "Arms|By step|Widened blocks|Interference|Latency|Environment|Recipe".split("|")
+    titles = "Arms|By step|Cost|Widened blocks|Interference|Latency|Environment|Recipe".split("|")
     assert [line for line in text.splitlines() if line in titles] == titles
     assert "FPE helped." in text
     assert "cpu (AVX2)" in text
-    assert len(reader.links) == 6  # two curves and the interference, light and dark
+    assert len(reader.links) == 8  # two curves, non-zeros and interference, light and dark
     for link in reader.links:
         start, _, data = link.partition(",")
         assert start == "data:image/png;base64"
@@ -92,6 +92,7 @@ def test_markdown_has_its_pictures_beside_it(folder: Path) -> None:
     assert pictures == [
         "report-accuracy-by-step.png",
         "report-loss-by-step.png",
+        "report-nonzeros-by-step.png",
         "report-interference.png",
     ]
     assert sorted(path.name for path in folder.iterdir()) == sorted(
@@ -100,7 +101,7 @@ def test_markdown_has_its_pictures_beside_it(folder: Path) -> None:
     assert page.startswith("# A test\n\nmlp\\_classifier on digits · ")
     assert "| 1 | 1 | 2 | 2.00 | 2.00 to 2.00 | 5 |" in page
     tables = re.findall(r"(?:^\|.*\|\n)+", page, re.MULTILINE)
-    assert len(tables) == 5
+    assert len(tables) == 6
     for table in tables:
         columns = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(columns) == 1

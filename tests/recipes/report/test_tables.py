@@ -20,23 +20,47 @@ def test_arms() -> None:
         "accuracy: gain over dense",
         "non-zeros",
         "steps",
-        "seconds",
     )
     assert found.rows == (
-        ("dense", "50.00% ± 0.00%", "0.500 ± 0.000", "", "1,610", "40", "2.5"),
-        ("fpe", "65.00% ± 7.07%", "0.350 ± 0.071", "+15.00 ± 5.00", "1,610", "40", "2.5"),
+        ("dense", "50.00% ± 0.00%", "0.500 ± 0.000", "", "1,610", "40"),
+        ("fpe", "65.00% ± 7.07%", "0.350 ± 0.071", "+15.00 ± 5.00", "1,610", "40"),
     )
 
 
 def test_arms_of_one_seed_show_no_spread() -> None:
     found = tables.arms_table(make_results({"dense": [0.5], "fpe": [0.6]}))
-    assert found.rows[1] == ("fpe", "60.00%", "0.400", "+10.00", "1,610", "40", "2.0")
+    assert found.rows[1] == ("fpe", "60.00%", "0.400", "+10.00", "1,610", "40")
 
 
 def test_what_differs_between_seeds_or_is_not_known() -> None:
     results = make_results({"dense": [0.5, 0.5], "fpe": [0.6, 0.7]})
     results.runs[0] = dataclasses.replace(results.runs[0], steps=30, nonzeros=0)
-    assert tables.arms_table(results).rows[0][4:6] == ("not counted", "30 to 40")
+    assert tables.arms_table(results).rows[0][4:] == ("not counted", "30 to 40")
+
+
+def test_costs() -> None:
+    found = tables.costs_table(make_results({"dense": [0.5, 0.5], "fpe": [0.6, 0.7]}))
+    assert found.header == (
+        "arm",
+        "training FLOPs",
+        "training seconds",
+        "peak trainable parameters",
+        "final non-zeros",
+        "bytes on disk",
+    )
+    assert found.rows == (
+        ("dense", "1e+06 (1.00×)", "2.5", "1,610", "1,610", "6.6 KiB"),
+        ("fpe", "2.5e+06 (2.50×)", "2.5", "1,610", "1,610", "6.6 KiB"),
+    )
+
+
+def test_costs_of_an_earlier_version_are_not_known() -> None:
+    results = make_results({"dense": [0.5]})
+    results.runs[0] = dataclasses.replace(
+        results.runs[0], flops=0.0, peak_parameters=0, disk_bytes=0
+    )
+    row = tables.costs_table(results).rows[0]
+    assert row == ("dense", "not counted", "2.0", "not counted", "1,610", "not counted")
 
 
 def test_blocks() -> None:
@@ -91,6 +115,7 @@ def test_every_row_has_a_cell_per_column(pairs: list[tuple[float, float]]) -> No
     results = make_results({"dense": dense, "fpe": fpe})
     for table in (
         tables.arms_table(results),
+        tables.costs_table(results),
         tables.blocks_table(results),
         tables.interference_table(results),
         tables.environment_table({"torch": "2"}),
