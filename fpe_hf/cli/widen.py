@@ -69,6 +69,12 @@ def widen(
     bias: Annotated[
         str | None, _field("bias", "One bias per parent or per child.", "|".join(BIASES))
     ] = None,
+    budget: Annotated[
+        float | None, _field("budget", "Share of the parent's non-zeros to end with.")
+    ] = None,
+    open: Annotated[
+        bool | None, _field("open", "Leave the budget open, to be closed in training.")
+    ] = None,
     seed: Annotated[int | None, _field("seed", "Of everything drawn at random.")] = None,
     target: Annotated[
         list[str] | None,
@@ -111,6 +117,8 @@ def widen(
         "coupling": coupling,
         "learn_coupling": learn_coupling,
         "bias": bias,
+        "budget": budget,
+        "open": open,
         "seed": seed,
         "targets": target or None,
         "exclude": exclude or None,
