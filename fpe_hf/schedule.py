@@ -109,6 +109,8 @@ class BudgetSchedule:
                     "DistributedDataParallel or on one device, without parametrizations."
                 )
         adopt(self._optimizer)
+        if not self._blocks:  # closed, by a state that was loaded perhaps
+            self._settle()
         # Some weights are dead from the start where the split is not learned.
         divided = any(block.start < sum(_sizes(block)) for block in self._blocks)
         self._pruned = divided or start > self._begin or moves is not None
@@ -264,6 +266,11 @@ class BudgetSchedule:
         for block in self._blocks:
             for layer in block.layers:
                 layer.kill()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Parameters are copied without the hooks on their gradients.
+        self.__dict__.update(state, _watched={})
+        self._watch()
 
     def _watch(self) -> None:
         """Has weights that are pruned get no gradient, so that they do not count when gradients are

@@ -28,7 +28,10 @@ def wrap_again(wrapper: DistributedDataParallel) -> None:
     """Has a wrapper list the parameters that its model has now, as when it is unpickled."""
     named = wrapper.module.named_parameters()
     left_out = wrapper.parameters_to_ignore
-    wrapper._module_parameters = [own for name, own in named if name not in left_out]
+    own = [parameter for name, parameter in named if name not in left_out]
+    if list(map(id, own)) == list(map(id, wrapper._module_parameters)):
+        return
+    wrapper._module_parameters = own
     parameters, sparse = wrapper._build_params_for_reducer()
     names = wrapper._build_debug_param_to_name_mapping(parameters)
     wrapper._ddp_init_helper(parameters, sparse, names, wrapper.static_graph)

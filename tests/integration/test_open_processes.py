@@ -87,6 +87,56 @@ def test_two_processes_close_a_budget_as_one_does(way: str, given: str, tmp_path
             torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("made", ["before", "between", "after"])
+def test_two_processes_resume_after_closing(made: str, tmp_path: Path) -> None:
+    """The schedule may be made before the states are loaded, or after."""
+    half = ROWS // 2
+    alone = opened()
+    optimizer = torch.optim.SGD(alone.parameters(), lr=0.2, momentum=0.9)
+    schedule = fpe_hf.BudgetSchedule(alone, STEPS, optimizer=optimizer)
+
+    def step(model: Any, optimizer: Any, schedule: Any, number: int, rows: slice) -> None:
+        x, y = batch(number)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+        optimizer.step()
+        schedule.step()
+
+    for number in range(CLOSING):
+        step(alone, optimizer, schedule, number, slice(None))
+    parts = {"model": alone, "optimizer": optimizer, "schedule": schedule}
+    torch.save({name: part.state_dict() for name, part in parts.items()}, tmp_path / "state.pt")
+
+    def work(rank: int) -> None:
+        state = torch.load(tmp_path / "state.pt")
+        model = opened()
+        wrapped = DistributedDataParallel(model)
+        optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.2, momentum=0.9)
+        budget = {"optimizer": optimizer, "start": CLOSING}
+        if made == "before":
+            schedule = fpe_hf.BudgetSchedule(wrapped, STEPS, **budget)
+        model.load_state_dict(state["model"])
+        if made == "between":
+            schedule = fpe_hf.BudgetSchedule(wrapped, STEPS, **budget)
+        optimizer.load_state_dict(state["optimizer"])
+        if made == "after":
+            schedule = fpe_hf.BudgetSchedule(wrapped, STEPS, **budget)
+        else:
+            schedule.load_state_dict(state["schedule"])
+        for number in range(CLOSING, STEPS):
+            step(wrapped, optimizer, schedule, number, slice(half * rank, half * (rank + 1)))
+        torch.save(model.state_dict(), tmp_path / f"{rank}.pt")
+
+    in_two_processes(work, tmp_path / "rendezvous")
+    for number in range(CLOSING, STEPS):
+        step(alone, optimizer, schedule, number, slice(None))
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for name, tensor in alone.state_dict().items():
+        if not name.endswith("checksum"):
+            assert torch.equal(first[name], second[name])
+            torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-5)
+
+
 def test_accumulated_gradients_in_two_processes(tmp_path: Path) -> None:
     def work(rank: int) -> None:
         model = opened()

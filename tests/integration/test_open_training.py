@@ -251,6 +251,18 @@ def test_a_copy_watches_its_own_gradients() -> None:
         assert bool(layer.weight.grad.any())
 
 
+def test_all_that_trains_is_copied_together() -> None:
+    run = Run().train(5)
+    twin = copy.deepcopy(run)
+    perceptron_loss(twin.model, 0).backward()
+    for _, layer in fpe_layers(twin.model):
+        assert not bool(layer.weight.grad.masked_select(~layer.mask).any())
+    run.train(STEPS - 5)
+    assert twin.schedule.open
+    twin.train(STEPS - 5)
+    assert_same(run.model, twin.model)
+
+
 def test_a_closed_state_loads_into_a_copy() -> None:
     run = Run()
     twin = copy.deepcopy(run.model)
