@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .errors import BudgetError, ConfigError, OverwrittenError
-from .layers import DownLayer, FPELayer, UpLayer
+from .layers import DownLayer, FPELayer, OpenLayer, UpLayer
 from .modules import blocks_of
 from .planning import BlockSpec
 from .planning.spec import OPEN
@@ -170,6 +170,22 @@ def audit(model: nn.Module, *, strict: bool = False) -> AuditReport:
         raise ConfigError("The model has no widened block; fpe_hf.widen makes them.")
     report = join_reports(audit_block(layers, spec) for spec, layers in blocks.items())
     return report.raise_for_breach() if strict else report
+
+
+def openness(model: nn.Module) -> str | None:
+    """How far the budget of a model is open, in words.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        `None` if no budget is open, or the masks are nowhere (meta device).
+    """
+    masks = [own.mask for own in model.modules() if isinstance(own, OpenLayer)]
+    if not masks or any(mask.is_meta for mask in masks):
+        return None
+    report = audit(model)
+    return report.verdict if report.open else None
 
 
 def audit_block(layers: Mapping[str, FPELayer], spec: BlockSpec) -> AuditReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import nn
 from transformers import TrainerCallback
 
 from .schedule import BudgetSchedule
+
+logger = logging.getLogger("fpe_hf")
 
 
 class BudgetCallback(TrainerCallback):  # type: ignore[misc]
@@ -66,6 +69,16 @@ class BudgetCallback(TrainerCallback):  # type: ignore[misc]
         self.schedule = BudgetSchedule(
             model, state.max_steps, optimizer=optimizer, start=state.global_step, **self._settings
         )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Says so if training was ended early, with the budget open."""
+        assert self.schedule is not None
+        if self.schedule.open:
+            logger.warning(
+                "Training ended at step %d, before the budget was closed: train on, or close it "
+                "at once with callback.schedule.close().",
+                state.global_step,
+            )
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Goes on by a step."""

@@ -21,6 +21,7 @@ from .layers import build_layers
 from .modules import fpe_layers, put_layers, stocks_of, take_weights
 from .planning import BlockPlan, BlockSpec, plan_block
 from .selection import select_blocks
+from .splits import LEARNED
 
 logger = logging.getLogger("fpe_hf")
 
@@ -170,5 +171,7 @@ def warn_unless_exact(specs: Iterable[BlockSpec]) -> None:
 
 
 def _starts_exact(spec: BlockSpec) -> bool:
+    if spec.split == LEARNED:
+        return True
     exact = spec.coupling == 1.0 and not spec.learn_coupling
     return exact and spec.fan_out == "partition" and spec.bias == "shared"

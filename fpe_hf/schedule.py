@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from .checkpoint.saving import refresh_plan
 from .closing import OpenBlock, close_as, open_blocks, pack
 from .closing.compete import prune
 from .closing.moves import GRADIENT, MOVES, move
+from .closing.optimizers import adopt, check_optimizer, follow, forget
 from .closing.wrappers import wrap_again, wrappers_of
 from .draws import Draws
 from .errors import ConfigError, did_you_mean
@@ -87,6 +88,7 @@ class BudgetSchedule:
         start: int = 0,
     ) -> None:
         self.check(total_steps, begin, end, power, every, moves)
+        check_optimizer(optimizer)
         self._model, self._optimizer = model, optimizer
         self._begin, self._end = round(begin * total_steps), max(1, round(end * total_steps))
         self._power, self._moves, self._disjoint = power, moves, disjoint
@@ -99,19 +101,20 @@ class BudgetSchedule:
             raise ConfigError(
                 'The model has no widened block; fpe_hf.widen(model, split="learned") opens them.'
             )
-        parts = [
-            b.spec.name for b in self._blocks if not at_hand(*(own.weight for own in b.layers))
-        ]
-        if parts:
-            raise ConfigError(
-                f"the parameters of block {parts[0]!r} are in parts, as with FSDP and DeepSpeed: "
-                "close the budget in training with DistributedDataParallel or on one device."
-            )
-        own = {layer: name for name, layer in fpe_layers(model)}
-        self._opened = [(own[o], o.weight) for block in self._blocks for o in block.layers]
+        for block in self._blocks:
+            if not all(map(_is_whole, block.layers)):
+                raise ConfigError(
+                    f"the parameters of block {block.spec.name!r} are in parts, as with FSDP and "
+                    "DeepSpeed, or computed from others: close the budget in training with "
+                    "DistributedDataParallel or on one device, without parametrizations."
+                )
+        adopt(self._optimizer)
+        if not self._blocks:  # closed, by a state that was loaded perhaps
+            self._settle()
         # Some weights are dead from the start where the split is not learned.
         divided = any(block.start < sum(_sizes(block)) for block in self._blocks)
         self._pruned = divided or start > self._begin or moves is not None
+        self._watched: dict[OpenLayer, Tensor] = {}
         self._watch()
         if moves is not None and not all(map(_is_within_budget, self._blocks)):
             self._prune(1.0)
@@ -131,6 +134,7 @@ class BudgetSchedule:
         self._step += 1
         if not self._blocks:
             return
+        self._watch()
         if self.open and self._step >= self._end:
             self.close()
         elif self.open and self._is_event(self._step):
@@ -151,11 +155,13 @@ class BudgetSchedule:
         if not self._disjoint:
             return
         blocks, self._blocks, self._closed = self._blocks, [], []
+        self._watched = {}
         for block in blocks:
             for packed in pack(self._model, block):
-                self._follow(packed.old, packed.new, packed.take)
+                if packed.old.grad is not None:
+                    packed.new.grad = packed.take(packed.old.grad)
+                follow(self._optimizer, packed.old, packed.new, packed.take)
             self._closed.append(packed.spec)
-        self._opened = []
         self._settle()
 
     def state_dict(self) -> dict[str, Any]:
@@ -175,7 +181,7 @@ class BudgetSchedule:
         if not isinstance(state, Mapping) or not {"step", "closed"} <= state.keys():
             raise ConfigError(f"{state!r} is no state of a BudgetSchedule: step and closed.")
         step, closed = int(state["step"]), [BlockSpec.from_dict(own) for own in state["closed"]]
-        if self._opened and not closed and not open_blocks(self._model):
+        if self._blocks and not closed and not open_blocks(self._model):
             raise ConfigError(
                 f"The state is of step {step}, when the budget was open, but the model is closed: "
                 "open one by widen, and load that step's weights into it."
@@ -186,10 +192,8 @@ class BudgetSchedule:
             self._closed = closed
             return
         close_as(self._model, closed)
-        layers = dict(fpe_layers(self._model))
-        for name, old in self._opened:
-            self._follow(old, layers[name].weight)
-        self._blocks, self._closed, self._opened = [], closed, []
+        adopt(self._optimizer)
+        self._blocks, self._closed, self._watched = [], closed, {}
         self._settle()
 
     @staticmethod
@@ -242,7 +246,7 @@ class BudgetSchedule:
             draws = Draws(derive_seed(self._blocks[0].spec.seed, "moves", str(self._step)))
         for block in self._blocks:
             for layer, come in zip(block.layers, move(block, share, draws), strict=True):
-                self._forget(layer.weight, come)
+                forget(self._optimizer, layer.weight, come)
         self._agree()
 
     def _agree(self) -> None:
@@ -263,19 +267,26 @@ class BudgetSchedule:
             for layer in block.layers:
                 layer.kill()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Parameters are copied without the hooks on their gradients.
+        self.__dict__.update(state, _watched={})
+        self._watch()
+
     def _watch(self) -> None:
         """Has weights that are pruned get no gradient, so that they do not count when gradients are
         clipped, unless a move is about to look at it."""
 
-        def forget(layer: OpenLayer, weight: Tensor) -> None:
+        def mask(layer: OpenLayer, weight: Tensor) -> None:
             looked_at = self._moves == GRADIENT and self._is_event(self._step + 1)
             if self._pruned and weight.grad is not None and not looked_at:
                 weight.grad.masked_fill_(~layer.mask, 0.0)
 
-        for block in self._blocks:
-            for layer in block.layers:
-                if layer.weight.requires_grad:
-                    layer.weight.register_post_accumulate_grad_hook(partial(forget, layer))
+        for layer in (layer for block in self._blocks for layer in block.layers):
+            weight = layer.weight
+            # Others may have begun to train, or have been exchanged, since.
+            if weight.requires_grad and self._watched.get(layer) is not weight:
+                weight.register_post_accumulate_grad_hook(partial(mask, layer))
+                self._watched[layer] = weight
 
     def _check_gradients(self) -> None:
         weights = [layer.weight for block in self._blocks for layer in block.layers]
@@ -284,36 +295,6 @@ class BudgetSchedule:
                 "moves='gradient' looks at gradients: call step() before they are zeroed, and let "
                 "all weights of the open blocks train; or take moves='random'."
             )
-
-    def _forget(self, weight: nn.Parameter, come: Tensor) -> None:
-        """Has weights that start anew start without moments."""
-        state = {} if self._optimizer is None else self._optimizer.state.get(weight, {})
-        for value in state.values():
-            if isinstance(value, Tensor) and value.shape == weight.shape:
-                value.masked_fill_(come, 0.0)
-
-    def _follow(
-        self, old: nn.Parameter, new: nn.Parameter, take: Callable[[Tensor], Tensor] | None = None
-    ) -> None:
-        """Has the optimizer train a parameter in the place of another.
-
-        Args:
-            old: The parameter of an open layer.
-            new: That of the closed one.
-            take: Takes what belongs to `new` from a tensor like `old`; without it, only moments
-                that fit `new` already are kept.
-        """
-        if old.grad is not None and take is not None:
-            new.grad = take(old.grad)
-        if self._optimizer is None:
-            return
-        for group in self._optimizer.param_groups:
-            group["params"] = [new if own is old else own for own in group["params"]]
-        state = self._optimizer.state.pop(old, None)
-        if state:
-            moved = {key: _moved(value, old, new, take) for key, value in state.items()}
-            if not any(value is None and state[key] is not None for key, value in moved.items()):
-                self._optimizer.state[new] = moved
 
     def _settle(self) -> None:
         """Makes the rest of the model fit its closed layers."""
@@ -333,9 +314,9 @@ def _sizes(block: OpenBlock) -> Iterator[int]:
     return (layer.weight.numel() // block.spec.experts for layer in block.layers)
 
 
-def _moved(value: Any, old: Tensor, new: Tensor, take: Callable[[Tensor], Tensor] | None) -> Any:
-    """A part of an optimizer's state, for a parameter that takes the place of another; `None` if
-    it cannot be had."""
-    if not isinstance(value, Tensor) or value.dim() == 0 or value.shape == new.shape:
-        return value
-    return take(value) if take is not None and value.shape == old.shape else None
+def _is_whole(layer: OpenLayer) -> bool:
+    """Whether a layer's weights are a parameter of their own, with all values at hand."""
+    weight = layer.numbers().get("weight")
+    if weight is None or not at_hand(weight) or weight.shape != layer.mask.shape:
+        return False
+    return not any(hasattr(weight, mark) for mark in ("_fsdp_flattened", "ds_id"))

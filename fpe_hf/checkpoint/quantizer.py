@@ -6,6 +6,7 @@ by name, and hands the model back to the quantizer. That is exactly what a widen
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
@@ -18,6 +19,7 @@ from .plan import FPEQuantizationConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+logger = logging.getLogger("fpe_hf")
 
 register_quantization_config(QUANT_METHOD)(FPEQuantizationConfig)
 
@@ -67,10 +69,14 @@ class FPEQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_after_weight_loading(
         self, model: PreTrainedModel, **kwargs: Any
     ) -> PreTrainedModel:
+        from ..auditing import openness
         from .loading import finish_loading
         from .saving import keep_names
 
         finish_loading(model)
+        warning = openness(model)
+        if warning is not None:
+            logger.warning("%s", warning)
         keep_names(model)
         # From here on the model is an ordinary one: with a quantizer attached, transformers would
         # refuse half(), or ignore the state dict that FSDP and ZeRO hand to save_pretrained.

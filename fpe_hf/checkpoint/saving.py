@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ..auditing import openness
 from ..config import FPEConfig
-from ..errors import CheckpointError
+from ..errors import BudgetError, CheckpointError
 from ..modules import blocks_of, has_config, projections
 from ..planning import BlockSpec
 
@@ -63,19 +64,35 @@ def keep_names(model: Any) -> None:
 
 
 def wrap_saving() -> None:
-    """Has models of transformers, if it is loaded, save the plan of what is widened in them."""
+    """Has models of transformers, if it is loaded, save the plan of what is widened in them, and
+    not be pushed to the Hub while a budget is open."""
     library = sys.modules.get("transformers.modeling_utils")
     if library is None or hasattr(library.PreTrainedModel.save_pretrained, "saves_plans"):
         return
-    original = library.PreTrainedModel.save_pretrained
+    kind = library.PreTrainedModel
+    save, push = kind.save_pretrained, kind.push_to_hub
 
-    @wraps(original)
+    @wraps(save)
     def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("push_to_hub"):
+            _check_closed(self)
         with _planned(self):
-            return original(self, *args, **kwargs)
+            return save(self, *args, **kwargs)
+
+    @wraps(push)
+    def push_to_hub(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_closed(self)
+        return push(self, *args, **kwargs)
 
     save_pretrained.saves_plans = True  # type: ignore[attr-defined]
-    library.PreTrainedModel.save_pretrained = save_pretrained
+    kind.save_pretrained, kind.push_to_hub = save_pretrained, push_to_hub
+
+
+def _check_closed(model: nn.Module) -> None:
+    """Raises `BudgetError` if a model that goes to others holds more than it may."""
+    found = openness(model)
+    if found is not None:
+        raise BudgetError(found)
 
 
 @contextmanager

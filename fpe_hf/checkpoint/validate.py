@@ -11,6 +11,7 @@ from typing import Any
 from ..discovery import find_mlps
 from ..errors import CheckpointError, DiscoveryError
 from ..planning import BlockSpec
+from ..planning.spec import OPEN
 from .files import CONFIG, check_regular, read_json, stored_plan, weight_files
 from .limits import (
     bounded_parameters,
@@ -44,6 +45,14 @@ class ValidationReport:
     files: tuple[Path, ...]
     tensors: int
     numbers: bool = True
+
+    @property
+    def open(self) -> float | None:
+        """How many times their parents' non-zeros the blocks may hold, if any budget is open."""
+        if not any(spec.layout == OPEN for spec in self.blocks):
+            return None
+        most = sum(spec.nonzeros for spec in self.blocks)
+        return most / max(1, sum(spec.parent_nonzeros for spec in self.blocks))
 
 
 def validate_checkpoint(

@@ -60,7 +60,7 @@ def print_audit(report: AuditReport) -> None:
 
     header, rows = report.rows()
     print_table(header, rows[:-1], left=2, footer=rows[-1])
-    typer.echo("All invariants hold." if report.ok else printable("\n".join(report.breaches)))
+    typer.echo(printable("\n".join(report.breaches) or report.verdict))
 
 
 def working(what: str) -> AbstractContextManager[object]:

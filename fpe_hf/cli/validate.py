@@ -50,17 +50,28 @@ def validate(
     are fetched and checked, unless --full is given.
     """
     if Path(model).is_dir():
-        typer.echo(_verdict(model, check_folder(Path(model), variant)))
+        report = check_folder(Path(model), variant)
+        typer.echo(_verdict(model, report))
+        _say_open(report)
         return
     with looked_for(model), working(f"Checking {model}"):
         from ..hub.remote import validate_repo
 
-        report = validate_repo(model, revision=revision, token=token, numbers=full, variant=variant)
-    typer.echo(_verdict(f"{model} at {report.commit}", report.checkpoint))
+        found = validate_repo(model, revision=revision, token=token, numbers=full, variant=variant)
+    typer.echo(_verdict(f"{model} at {found.commit}", found.checkpoint))
+    _say_open(found.checkpoint)
     if not full:
         typer.echo("Headers only: no index and no checksum was checked. --full does that.")
-    if report.never_read:
-        typer.echo(printable("Never read in loading: " + ", ".join(report.never_read)))
+    if found.never_read:
+        typer.echo(printable("Never read in loading: " + ", ".join(found.never_read)))
+
+
+def _say_open(report: ValidationReport) -> None:
+    if report.open is not None:
+        typer.echo(
+            f"The budget is open: the blocks hold up to {report.open:.2f} times their parents' "
+            "non-zeros until training closes it."
+        )
 
 
 def _verdict(where: str, report: ValidationReport) -> str:

@@ -47,7 +47,7 @@ def widen(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", metavar="DIR")],
     alpha: Annotated[int | None, _field("alpha", "Children per parent neuron.")] = None,
     split: Annotated[
-        str | None, _field("split", "How inputs are divided.", "random|feature")
+        str | None, _field("split", "How inputs are divided.", "random|feature|learned")
     ] = None,
     fan_out: Annotated[
         str | None, _field("fan_out", "How outgoing weights are divided.", "|".join(FAN_OUTS))
@@ -68,6 +68,12 @@ def widen(
     ] = None,
     bias: Annotated[
         str | None, _field("bias", "One bias per parent or per child.", "|".join(BIASES))
+    ] = None,
+    budget: Annotated[
+        float | None, _field("budget", "Share of the parent's non-zeros to end with.")
+    ] = None,
+    open: Annotated[
+        bool | None, _field("open", "Leave the budget open, to be closed in training.")
     ] = None,
     seed: Annotated[int | None, _field("seed", "Of everything drawn at random.")] = None,
     target: Annotated[
@@ -111,6 +117,8 @@ def widen(
         "coupling": coupling,
         "learn_coupling": learn_coupling,
         "bias": bias,
+        "budget": budget,
+        "open": open,
         "seed": seed,
         "targets": target or None,
         "exclude": exclude or None,

@@ -9,12 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..layers import OpenLayer
+from ..layers import FPELayer, OpenLayer
+from ..layers.base import INDEX_BUFFERS
 from ..modules import fpe_layers
 from ..planning import BlockSpec
 from ..planning.spec import INDEPENDENT
 from .block import OpenBlock, open_blocks
 from .pack import closed_layers, put
+
+_SUCCESSOR = "_fpe_successor"
 
 
 def resume_closed(model: nn.Module) -> None:
@@ -26,18 +29,25 @@ def resume_closed(model: nn.Module) -> None:
 
 def _fit(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
     """Closes the blocks whose packed weights a state dict holds; they are empty then, to be loaded
-    next."""
-    names = {layer: name for name, layer in fpe_layers(model)}
+    next. Before, what they will load is verified: a damaged state changes nothing."""
+    names = {layer: prefix + name for name, layer in fpe_layers(model)}
+    found = []
     for block in open_blocks(model):
-        given = [_given(layer, prefix + names[layer], state_dict) for layer in block.layers]
+        given = [_given(layer, names[layer], state_dict) for layer in block.layers]
         if all("weight" in own and own["weight"].dim() == 1 for own in given):
-            put(model, block, closed_layers(block, _closed_spec(block, given)))
+            layers = closed_layers(block, _closed_spec(block, given))
+            for layer, old, own in zip(layers, block.layers, given, strict=True):
+                layer.verify(names[old], own)
+            found.append((block, layers))
+    for block, layers in found:
+        _put(model, block, layers)
 
 
 def _given(layer: OpenLayer, name: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a state dict that say what the closed layer is in the place of an open one."""
-    keys = {own: layer.key(name, own) for own in ("weight", "codes", "keep")}
-    return {own: state_dict[key] for own, key in keys.items() if key in state_dict}
+    """What a state dict holds for the closed layer in the place of an open one."""
+    index = {own: state_dict.get(layer.key(name, own)) for own in INDEX_BUFFERS}
+    given = {own: tensor for own, tensor in index.items() if tensor is not None}
+    return {**layer.of_state(name, state_dict), **given}
 
 
 def close_as(model: nn.Module, specs: Sequence[BlockSpec]) -> None:
@@ -54,7 +64,21 @@ def close_as(model: nn.Module, specs: Sequence[BlockSpec]) -> None:
             f"are {', '.join(names)}."
         )
     for block, spec in zip(blocks, specs, strict=False):
-        put(model, block, closed_layers(block, spec))
+        _put(model, block, closed_layers(block, spec))
+
+
+def _put(model: nn.Module, block: OpenBlock, layers: Sequence[FPELayer]) -> None:
+    weights = [old.weight for old in block.layers]  # those of experts belong to another module
+    put(model, block, layers)
+    for weight, new in zip(weights, layers, strict=True):
+        vars(weight)[_SUCCESSOR] = new
+
+
+def successor(parameter: Tensor) -> nn.Parameter | None:
+    """The weights that took the place of an open layer's, when an optimizer that was made for
+    these did not hear of it."""
+    layer: FPELayer | None = getattr(parameter, _SUCCESSOR, None)
+    return None if layer is None else layer.weight
 
 
 def _closed_spec(block: OpenBlock, given: list[dict[str, Tensor]]) -> BlockSpec:

@@ -7,10 +7,6 @@ import gc
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..belongings import HOOKS
-
-_MEGABYTE = 2**20
-
 
 def wrappers_of(model: nn.Module) -> list[DistributedDataParallel]:
     """The wrappers of a model, itself perhaps; of its parts none.
@@ -29,22 +25,21 @@ def wrappers_of(model: nn.Module) -> list[DistributedDataParallel]:
 
 
 def wrap_again(wrapper: DistributedDataParallel) -> None:
-    """Has a wrapper list the parameters that its model has now."""
-    kept = {name: vars(wrapper)[name] for name in HOOKS}
-    training, hooks = wrapper.training, list(wrapper._comm_hooks)
-    wrapper.__init__(  # type: ignore[misc]
-        wrapper.module,
-        device_ids=wrapper.device_ids,
-        output_device=wrapper.output_device,
-        dim=wrapper.dim,
-        broadcast_buffers=wrapper.broadcast_buffers,
-        init_sync=False,  # its parameters are equal
-        process_group=wrapper.process_group,
-        bucket_cap_mb=wrapper.bucket_bytes_cap / _MEGABYTE,
-        find_unused_parameters=wrapper.find_unused_parameters,
-        gradient_as_bucket_view=wrapper.gradient_as_bucket_view,
-        static_graph=wrapper.static_graph,
-    )
-    vars(wrapper).update(kept, training=training)
+    """Has a wrapper list the parameters that its model has now, as when it is unpickled."""
+    named = wrapper.module.named_parameters()
+    left_out = wrapper.parameters_to_ignore
+    own = [parameter for name, parameter in named if name not in left_out]
+    if list(map(id, own)) == list(map(id, wrapper._module_parameters)):
+        return
+    wrapper._module_parameters = own
+    parameters, sparse = wrapper._build_params_for_reducer()
+    names = wrapper._build_debug_param_to_name_mapping(parameters)
+    wrapper._ddp_init_helper(parameters, sparse, names, wrapper.static_graph)
+    wrapper._has_rebuilt_buckets = False
+    if wrapper.static_graph:
+        wrapper._static_graph_delay_allreduce_enqueued = False
+        wrapper.reducer._set_static_graph()
+        wrapper.logger._set_static_graph()  # type: ignore[union-attr]
+    hooks, wrapper._comm_hooks = wrapper._comm_hooks, []
     for hook, state in hooks:
         wrapper.register_comm_hook(state, hook)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from torch import nn
 
+from ..auditing import openness
 from ..belongings import HOOKS
 from ..errors import ConfigError, ExportError
 from ..fusing import unfuse
@@ -16,6 +18,8 @@ from ..modules import fpe_layers, has_config, host_of
 from .fields import assign, reloaded
 from .projection import Projection
 from .widths import Widths, shapes_of
+
+logger = logging.getLogger("fpe_hf")
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -45,6 +49,9 @@ def to_dense(
         DiscoveryError: The blocks that stayed dense must be found, but the model cannot be traced.
         OverwrittenError: The indices of a layer were overwritten.
     """
+    warning = openness(model)
+    if warning is not None:
+        logger.warning("%s The dense model has as many.", warning)
     for name, layer in fpe_layers(model):
         layer.index_buffers()
         _check_plain(name, layer)

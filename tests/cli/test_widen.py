@@ -48,6 +48,7 @@ def test_every_option_reaches_the_config(dense: Path, tmp_path: Path) -> None:
         "tile_size": 12,
         "coupling": 0.5,
         "bias": "child",
+        "budget": 0.75,
         "seed": 7,
     }
     flags = [x for name, value in options.items() for x in ("--" + name.replace("_", "-"), value)]
@@ -57,6 +58,7 @@ def test_every_option_reaches_the_config(dense: Path, tmp_path: Path) -> None:
     assert plan(tmp_path / "out") == {
         **options,
         "learn_coupling": True,
+        "open": False,
         "targets": ["vit.layers.*", "layers.0.mlp"],
         "exclude": ["layers.1.mlp"],
         "overrides": {},

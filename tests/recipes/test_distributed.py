@@ -5,18 +5,14 @@ Wider than 256, so that indices need more than a byte.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -31,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 import fpe_hf
 from fpe_hf.recipes.launching import accelerate_config
 from tiny_models import tiny_model
+from two_processes import free_port, in_two_processes
 
 RECIPE = """
 model:
@@ -94,29 +91,6 @@ def test_two_processes_train_as_one(recipe: str, tmp_path: Path) -> None:
         for name, tensor in weights.items():
             if not name.endswith("checksum"):
                 torch.testing.assert_close(two[arm][name], tensor, rtol=1e-4, atol=1e-4)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def in_two_processes(work: Callable[[int], None], rendezvous: Path) -> None:
-    """Forks two processes with a gloo group of their own."""
-
-    def run(rank: int) -> None:
-        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-        work(rank)
-        dist.destroy_process_group()
-
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=run, args=(rank,)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
 
 
 @pytest.mark.parametrize("layout", ["element", "block"])

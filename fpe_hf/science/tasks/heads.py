@@ -51,11 +51,11 @@ def descriptions() -> list[tuple[str, str]]:
         raise MissingDataError("Debian's package descriptions need apt-cache, as on Debian.")
     command = ["apt-cache", "dumpavail"]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found: set[tuple[str, str]] = set()
+    found: dict[tuple[str, str], None] = {}  # each once, in order
     for record in listing.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in record.splitlines() if ": " in line)
         if "Description" in fields and "Section" in fields:
-            found.add((fields["Description"], fields["Section"].rpartition("/")[2]))
+            found[fields["Description"], fields["Section"].rpartition("/")[2]] = None
     sizes = Counter(section for _, section in found)
     kept = sorted(row for row in found if sizes[row[1]] >= _FEWEST)
     if not kept:
