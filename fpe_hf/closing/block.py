@@ -63,7 +63,7 @@ class OpenBlock:
     def _magnitudes(self, layer: OpenLayer, expert: int) -> Tensor:
         weight = layer.by_child(layer.weight.detach())[:, expert].float().abs()
         mask = layer.by_child(layer.mask)[:, expert]
-        return weight.clamp_min(torch.finfo(torch.float32).tiny).mul(mask)
+        return weight.clamp_min_(torch.finfo(torch.float32).tiny).mul_(mask)
 
     @torch.no_grad()
     def keep(self, expert: int, ups: list[Tensor], down: Tensor) -> None:

@@ -62,17 +62,18 @@ def survivors(
     Returns:
         Masks like `ups` and `down`.
     """
-    safe = ups if winners is None else [up * winners for up in ups]
-    kept_ups, kept_down = keep_largest(safe, down, 1, final)
-    if surplus > 0:
-        others = [
-            torch.where(kept, 0.0, up if winners is None else up.where(winners, up * handicap))
-            for up, kept in zip(ups, kept_ups, strict=True)
-        ]
-        more_ups, more_down = keep_largest(others, down.where(~kept_down, 0.0), 1, surplus)
-        kept_ups = [kept | more for kept, more in zip(kept_ups, more_ups, strict=True)]
-        kept_down |= more_down
-    return kept_ups, kept_down
+    scores = [up if winners is None else up.where(winners, up * handicap) for up in ups]
+    kept_ups, kept_down = keep_largest(scores, down, 1, final + surplus)
+    if winners is None:
+        return kept_ups, kept_down
+    safe = sum(int((kept & winners).count_nonzero()) for kept in kept_ups)
+    if safe + int(kept_down.count_nonzero()) >= final:
+        return kept_ups, kept_down
+    kept_ups, kept_down = keep_largest([up * winners for up in ups], down, 1, final)
+    others = [torch.where(kept, 0.0, own) for kept, own in zip(kept_ups, scores, strict=True)]
+    more_ups, more_down = keep_largest(others, down.where(~kept_down, 0.0), 1, surplus)
+    kept_ups = [kept | more for kept, more in zip(kept_ups, more_ups, strict=True)]
+    return kept_ups, kept_down | more_down
 
 
 def _winners(block: OpenBlock, expert: int, ups: Sequence[Tensor], needed: int) -> Tensor:
@@ -82,9 +83,12 @@ def _winners(block: OpenBlock, expert: int, ups: Sequence[Tensor], needed: int) 
     If that would leave fewer weights than needed, as gate and up may be pruned one by one, the
     child of which more are alive wins.
     """
-    total = torch.cat(list(ups)).sum(0)
+    sources = torch.cat(list(ups)) if len(ups) > 1 else ups[0]
+    if len(sources) == 1:
+        return _largest(block, expert, sources[0])
+    total = sources.sum(0)
     winners = _largest(block, expert, total)
-    alive = (torch.cat(list(ups)) > 0).sum(0)
+    alive = (sources > 0).sum(0)
     if int((alive * winners).sum()) < needed:
         winners = _largest(block, expert, total * (alive == alive.amax(0)))
     return winners
@@ -94,8 +98,8 @@ def _largest(block: OpenBlock, expert: int, total: Tensor) -> Tensor:
     """Of every parent's children the one with the largest number for an input."""
     best = total.amax(0)
     winners = total == best
-    tied = (winners.sum(0) > 1) & (best > 0)
-    if bool(tied.any()):
+    winners &= best > 0
+    if int(winners.count_nonzero()) > int(best.count_nonzero()):  # some are equally large
         child = torch.arange(len(total), dtype=torch.uint8, device=total.device)
         preferred = winners & (block.preferred[expert] == child.view(-1, 1, 1))
         first = winners & (winners.cumsum(0) == 1)
