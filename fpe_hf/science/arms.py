@@ -26,6 +26,7 @@ ARMS = (
     *("dense", "random", "random-at-once", "clause", "learned", "overlap"),
     *("wide-dense", "dense-longer"),
 )
+CLOSED = 0.7  # part of the training at which budgets are closed, unless it is said
 _WARM_UP = 0.05  # of the training, for the learning rate
 _POINTS = 20  # of the course of training that are looked at
 
@@ -43,6 +44,7 @@ class Run:
             trained for as many FLOPs as `learned`, counted as if that were wide to the end.
         alpha: Expansion factor.
         opened: Part of the training before the split of a learned arm.
+        closed: Part of what is left when its budget is closed.
         seed: Seed of the weights, of the order of examples, and of the split.
     """
 
@@ -51,12 +53,14 @@ class Run:
     arm: str
     alpha: int
     opened: float = 0.0
+    closed: float = CLOSED
     seed: int = 0
 
     @property
     def name(self) -> str:
         """Of its file."""
         when = f"-at{self.opened:g}" if self.opened else ""
+        when += f"-to{self.closed:g}" if self.closed != CLOSED else ""
         return f"{self.task}-{self.width}-{self.arm}-a{self.alpha}{when}-s{self.seed}"
 
 
@@ -90,7 +94,9 @@ def train_run(run: Run, task: Task) -> dict[str, Any]:
             adam = torch.optim.Adam(model.parameters(), lr=task.lr)
             if arm in ("learned", "overlap"):
                 left, disjoint = steps - step, arm == "learned"
-                schedule = BudgetSchedule(model, left, optimizer=adam, disjoint=disjoint)
+                schedule = BudgetSchedule(
+                    model, left, optimizer=adam, end=run.closed, disjoint=disjoint
+                )
         for group in adam.param_groups:
             group["lr"] = task.lr * _share(step, steps)
         adam.zero_grad()

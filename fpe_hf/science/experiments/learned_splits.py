@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ...errors import ConfigError, MissingDataError, did_you_mean
 from ...files import write_whole
-from ..arms import Run, train_run
+from ..arms import CLOSED, Run, train_run
 from ..report import Report, Row, new_figure
 from ..statistics import Mean, mean
 from ..tasks import Task
@@ -67,6 +67,7 @@ PARTS = {
             *(run for width in (8, 16, 32) for run in _arms("heads", width)),
             *(Run("heads", 8, arm, 2) for arm in _EXPANDED),
             *(Run("heads", 8, LEARNED, 4, opened) for opened in (0.2, 0.5)),
+            *(Run("heads", width, LEARNED, 4, closed=0.5) for width in (8, 16, 32)),
         ],
     ),
     "pixels": Part(
@@ -81,7 +82,11 @@ PARTS = {
     "vit": Part("FashionMNIST, a vision transformer of width 64", _arms("vit", 16)),
     "language": Part(
         "a causal language model of characters, three layers of width 64",
-        [*_arms("language", 64), Run("language", 64, LEARNED, 2)],
+        [
+            *_arms("language", 64),
+            Run("language", 64, LEARNED, 2),
+            Run("language", 64, LEARNED, 4, closed=0.5),
+        ],
     ),
     "language-longer": Part(
         "the same language model, three and six times the steps",
@@ -165,14 +170,14 @@ def _result(own: Run, rows: Path | None) -> Row:
 
 def _summary(found: Sequence[Row]) -> list[Row]:
     """A row per arm: means over seeds, and the gain over dense, seed by seed."""
-    fields = ("task", "width", "arm", "alpha", "opened")
+    fields = ("task", "width", "arm", "alpha", "opened", "closed")
     groups: dict[tuple[Any, ...], dict[int, Row]] = {}
     for row in found:
         groups.setdefault(tuple(row[name] for name in fields), {})[row["seed"]] = row
     table: list[Row] = []
     for key, by_seed in groups.items():
         one = next(iter(by_seed.values()))
-        dense = groups[key[0], key[1], DENSE, 1, 0.0]
+        dense = groups[key[0], key[1], DENSE, 1, 0.0, CLOSED]
         sign = -1 if one["metric"] == "loss" else 1
         score = _mean([row["score"] for row in by_seed.values()])
         gain = _mean(
@@ -252,7 +257,12 @@ def _clauses_told(table: Sequence[Row]) -> str:
 
 def _label(row: Row) -> str:
     when = f", opened at {row['opened']:.0%}" if row["opened"] else ""
+    when += f", closed at {row['closed']:.0%}" if row["closed"] != CLOSED else ""
     return row["arm"] if row["alpha"] == 1 else f"{row['arm']} (alpha {row['alpha']}{when})"
+
+
+def _is_usual(row: Row) -> bool:
+    return not row["opened"] and row["closed"] == CLOSED
 
 
 def _digits(row: Row) -> int:
@@ -271,7 +281,7 @@ def _figure(table: Sequence[Row]) -> object:
     metrics = list(dict.fromkeys(row["metric"] for row in table))
     figure, axes = new_figure(len(metrics), width=6.5, height=5.0)
     for ax, metric in zip(axes, metrics, strict=True):
-        shown = [row for row in table if row["metric"] == metric and not row["opened"]]
+        shown = [row for row in table if row["metric"] == metric and _is_usual(row)]
         shown = [row for row in shown if row["arm"] != DENSE]
         names = list(dict.fromkeys((r["task"], r["width"], r["alpha"]) for r in shown))
         arms = list(dict.fromkeys(row["arm"] for row in shown))

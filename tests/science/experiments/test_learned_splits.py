@@ -70,8 +70,10 @@ def test_the_report_compares_with_dense_seed_by_seed(runs: list[Run]) -> None:
     by_arm = {
         (row["task"], row["width"], row["arm"], row["alpha"], row["opened"]): row
         for row in report.rows
+        if row["closed"] == 0.7
     }
-    assert len(by_arm) == len(report.rows)
+    earlier = [row for row in report.rows if row["closed"] != 0.7]
+    assert len(by_arm) + len(earlier) == len(report.rows)
     learned = by_arm["heads", 8, "learned", 4, 0.2]
     assert (learned["gain"], learned["gain ci95"], learned["seeds"]) == (5, 0, 5)
     assert by_arm["language", 64, "learned", 4, 0.0]["gain"] == -5
@@ -90,7 +92,11 @@ def test_every_run_is_known() -> None:
             assert run.task in TASKS
             assert run.arm in ARMS
     for task, width in product(("heads", "pixels"), (8, 16, 32)):
-        arms = [r.arm for r in PARTS[task].runs if (r.width, r.alpha, r.opened) == (width, 4, 0.0)]
+        arms = [
+            r.arm
+            for r in PARTS[task].runs
+            if (r.width, r.alpha, r.opened, r.closed) == (width, 4, 0.0, 0.7)
+        ]
         assert sorted(arms) == sorted({*ARMS} - {"dense", "clause"})
 
 
