@@ -44,8 +44,8 @@ class Run:
             trained for as many FLOPs as `learned`, counted as if that were wide to the end.
         alpha: Expansion factor.
         opened: Part of the training before the split of a learned arm.
-        closed: Part of what is left when its budget is closed.
         seed: Seed of the weights, of the order of examples, and of the split.
+        closed: Part of what is left of the training when the budget of a learned arm is closed.
     """
 
     task: str
@@ -53,8 +53,8 @@ class Run:
     arm: str
     alpha: int
     opened: float = 0.0
-    closed: float = CLOSED
     seed: int = 0
+    closed: float = CLOSED
 
     @property
     def name(self) -> str:
