@@ -3,17 +3,25 @@ AdamW beside those of the dense parent and of a dense block as wide as the open 
 
 from __future__ import annotations
 
+import argparse
 import copy
+import json
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import fpe_hf
+from fpe_hf.files import write_whole
+from fpe_hf.markup import table
 
-from .timing import Spread, interleave
+from .environment import environment
+from .timing import interleave
+
+RESULTS = Path(__file__).resolve().parent / "results"
 
 SHAPES = ((384, 1536), (768, 3072))
 TOKENS = (128, 1024)
@@ -50,14 +58,9 @@ def measure_opening(threads: int, budget: float) -> Iterable[dict[str, Any]]:
                 "open / wide dense": timed.ratio(OPEN, WIDE).median,
                 "open / dense": timed.ratio(OPEN, DENSE).median,
                 "closed / dense": timed.ratio(CLOSED, DENSE).median,
-                "spread": _width(timed.ratio(OPEN, WIDE)),
             }
     finally:
         torch.set_num_threads(before)
-
-
-def _width(spread: Spread) -> float:
-    return spread.high - spread.low
 
 
 def _steps(
@@ -92,3 +95,48 @@ def _step(model: nn.Module, x: Tensor, closing: bool = False) -> Callable[[], No
         optimizer.zero_grad()
 
     return step
+
+
+def page(figures: dict[str, Any]) -> str:
+    """The results in Markdown."""
+    about, rows = figures["environment"], figures["rows"]
+    cells = [
+        [f"{own:.2f}" if isinstance(own, float) else str(own) for own in row.values()]
+        for row in rows
+    ]
+    lines = [
+        "# Training while the budget is open",
+        "",
+        "Time of whole training steps with AdamW in float32, in ratios: medians of one",
+        "interleaved run (on one thread of processor time). While the budget is open, masks",
+        f"change every {EVERY} steps, which is part of the time. *Closed* is the `element` layout.",
+        "",
+        f"`{figures['command']}`; {about['processor']}; PyTorch {about['torch']}; {about['date']}.",
+        "",
+        table(list(rows[0]), cells, texts=0),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--budget", type=float, default=120.0, help="seconds in all")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    command = f"python -m benchmarks.opening --threads {options.threads}"
+    figures: dict[str, Any] = {
+        "command": command,
+        "environment": environment(torch.device("cpu")),
+        "rows": list(measure_opening(options.threads, options.budget)),
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_whole(options.out / "opening.json", json.dumps(figures, indent=1) + "\n")
+    write_whole(options.out / "opening.md", page(figures))
+    print(page(figures))
+
+
+if __name__ == "__main__":
+    main()
