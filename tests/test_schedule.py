@@ -204,6 +204,14 @@ def test_siblings_that_may_share_inputs_stay_open_within_the_budget() -> None:
     assert any("share inputs" in breach for breach in report.breaches)
 
 
+def test_an_optimizer_of_other_weights_is_refused() -> None:
+    optimizer = torch.optim.SGD(nn.Linear(3, 3).parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match=r"'0\.weight', and 2 of 2 .* after fpe_hf\.widen"):
+        fpe_hf.BudgetSchedule(mlp(), 10, optimizer=optimizer)
+    frozen = mlp().requires_grad_(False)
+    assert fpe_hf.BudgetSchedule(frozen, 10, optimizer=optimizer).open
+
+
 def test_a_closed_model_has_nothing_to_close() -> None:
     model = mlp(split="random")
     schedule = fpe_hf.BudgetSchedule(model, 10)
