@@ -238,3 +238,10 @@ def test_a_closed_model_has_nothing_to_close() -> None:
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         fpe_hf.BudgetSchedule(mlp(), **{"total_steps": 10, **settings})
+
+
+def test_a_block_that_was_taken_apart_is_refused() -> None:
+    model = mlp()
+    model[0] = nn.ModuleDict({"original": model[0]})  # type: ignore[index,operator]
+    with pytest.raises(ConfigError, match=r"taken apart: 0\.original is away"):
+        fpe_hf.BudgetSchedule(model, 10)
