@@ -15,7 +15,14 @@ from .checkpoint.saving import refresh_plan
 from .closing import OpenBlock, close_as, open_blocks, pack
 from .closing.compete import prune
 from .closing.moves import GRADIENT, MOVES, move
-from .closing.optimizers import adopt, check_optimizer, check_trains, follow, forget
+from .closing.optimizers import (
+    adopt,
+    check_optimizer,
+    check_trains,
+    follow,
+    forget,
+    is_accumulating,
+)
 from .closing.wrappers import wrap_again, wrappers_of
 from .draws import Draws
 from .errors import ConfigError, did_you_mean
@@ -139,7 +146,14 @@ class BudgetSchedule:
         return sum(layer.nonzeros() for _, layer in fpe_layers(self._model))
 
     def step(self) -> None:
-        """Tells that the optimizer has made a step. Call it before gradients are zeroed."""
+        """Tells that the optimizer has made a step. Call it before gradients are zeroed.
+
+        Where gradients are accumulated, call it once per step of the optimizer, not per batch. (An
+        optimizer that accelerate has prepared makes none while it accumulates: calls count for
+        nothing then.)
+        """
+        if is_accumulating(self._optimizer):
+            return
         self._step += 1
         if not self._blocks:
             return

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 import fpe_hf
@@ -91,6 +92,23 @@ def test_it_begins_and_ends_when_it_is_told() -> None:
     assert counts == sorted(counts, reverse=True)
     assert counts[59:] == [334] * 41
     assert isinstance(model[0], ElementUp)  # type: ignore[index]
+
+
+def test_batches_that_accelerate_accumulates_are_no_steps() -> None:
+    accelerator = Accelerator(gradient_accumulation_steps=4, cpu=True)
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    schedule = fpe_hf.BudgetSchedule(model, 10, optimizer=optimizer)
+    opened = []
+    for _ in range(40):
+        with accelerator.accumulate(model):
+            accelerator.backward(model(torch.randn(4, 16)).square().mean())
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        opened.append(schedule.open)
+    assert opened == [True] * 27 + [False] * 13
 
 
 def test_masks_change_as_often_as_they_are_told() -> None:

@@ -98,6 +98,12 @@ def forget(optimizer: Optimizer | None, weight: nn.Parameter, come: Tensor) -> N
             value.masked_fill_(come, 0.0)
 
 
+def is_accumulating(optimizer: Any) -> bool:
+    """Whether an optimizer that accelerate has prepared leaves its steps out, as it accumulates."""
+    state = getattr(optimizer, "gradient_state", None)
+    return not getattr(state, "sync_gradients", True)
+
+
 def _bare(optimizer: Any) -> Any:
     """The optimizer in one that wraps it, as accelerate does."""
     return getattr(optimizer, "optimizer", optimizer)
