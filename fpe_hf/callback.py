@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
+from .checkpoint.plan import FPEQuantizationConfig
+from .config import FPEConfig
 from .schedule import BudgetSchedule
 
 logger = logging.getLogger("fpe_hf")
@@ -69,6 +71,11 @@ class BudgetCallback(TrainerCallback):  # type: ignore[misc]
         self.schedule = BudgetSchedule(
             model, state.max_steps, optimizer=optimizer, start=state.global_step, **self._settings
         )
+        if not self.schedule.open and _never_open(model):
+            logger.warning(
+                "This model was widened closed: BudgetCallback has nothing to do. "
+                'fpe_hf.widen(model, split="learned") opens a budget.'
+            )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Says so if training was ended early, with the budget open."""
@@ -88,3 +95,13 @@ class BudgetCallback(TrainerCallback):  # type: ignore[misc]
         if was_open and not self.schedule.open:
             # Until now the model had more weights than it will be shipped with.
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
+
+
+def _never_open(model: nn.Module) -> bool:
+    """Whether no block of a model started open, as far as its plan tells."""
+    plan = getattr(getattr(model, "config", None), "quantization_config", None)
+    if not isinstance(plan, FPEQuantizationConfig):
+        return False
+    config = FPEConfig.from_dict(plan.config)
+    own = (config.for_block([pattern]) for pattern in config.overrides)
+    return not any(one.starts_open for one in (config, *own))

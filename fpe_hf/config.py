@@ -142,8 +142,8 @@ class FPEConfig:
             )
         if self.coupling or self.learn_coupling:
             raise ConfigError(
-                f"{what} goes without coupling: set coupling=0.0, learn_coupling=False. A learned "
-                "split starts exactly at its parent anyway."
+                f"{what} goes without coupling: set coupling=0.0, learn_coupling=False. Only "
+                "split='learned' starts exactly at its parent then."
             )
         if self.split == LEARNED and self.fan_out != "replicate":
             raise ConfigError(

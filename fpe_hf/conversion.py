@@ -20,6 +20,7 @@ from .fusing import fuse
 from .layers import build_layers
 from .modules import fpe_layers, put_layers, stocks_of, take_weights
 from .planning import BlockPlan, BlockSpec, plan_block
+from .planning.spec import OPEN
 from .selection import select_blocks
 from .splits import LEARNED
 
@@ -163,15 +164,20 @@ def replace_block(model: nn.Module, block: MLPBlock, plan: BlockPlan) -> None:
 
 def warn_unless_exact(specs: Iterable[BlockSpec]) -> None:
     """Says that a pretrained model computes something else once it has these blocks."""
-    if not all(map(_starts_exact, specs)):
+    changed = [spec for spec in specs if not _starts_exact(spec)]
+    if changed:
+        exact = 'coupling=1.0, fan_out="partition"'
+        if any(spec.layout == OPEN for spec in changed):  # open blocks have no coupling
+            exact = 'split="learned"'
         logger.warning(
             "The outputs of this pretrained model change until it is trained further; "
-            'for an exact start use coupling=1.0, fan_out="partition".'
+            "for an exact start use %s.",
+            exact,
         )
 
 
 def _starts_exact(spec: BlockSpec) -> bool:
-    if spec.split == LEARNED:
+    if spec.split == LEARNED or (spec.layout == OPEN and spec.alpha == 1):
         return True
     exact = spec.coupling == 1.0 and not spec.learn_coupling
     return exact and spec.fan_out == "partition" and spec.bias == "shared"

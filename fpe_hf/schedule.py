@@ -15,7 +15,14 @@ from .checkpoint.saving import refresh_plan
 from .closing import OpenBlock, close_as, open_blocks, pack
 from .closing.compete import prune
 from .closing.moves import GRADIENT, MOVES, move
-from .closing.optimizers import adopt, check_optimizer, follow, forget
+from .closing.optimizers import (
+    adopt,
+    check_optimizer,
+    check_trains,
+    follow,
+    forget,
+    is_accumulating,
+)
 from .closing.wrappers import wrap_again, wrappers_of
 from .draws import Draws
 from .errors import ConfigError, did_you_mean
@@ -62,7 +69,8 @@ class BudgetSchedule:
         open: Whether the budget is open.
 
     Raises:
-        ConfigError: A value is not accepted, or parameters are in parts (FSDP, DeepSpeed).
+        ConfigError: A value is not accepted, parameters are in parts (FSDP, DeepSpeed), or the
+            optimizer lacks weights of the open layers.
 
     Example:
         >>> schedule = fpe_hf.BudgetSchedule(model, total_steps, optimizer=optimizer)
@@ -109,6 +117,14 @@ class BudgetSchedule:
                     "DistributedDataParallel or on one device, without parametrizations."
                 )
         adopt(self._optimizer)
+        check_trains(
+            optimizer,
+            {
+                f"{name}.weight": layer.weight
+                for name, layer in fpe_layers(model)
+                if isinstance(layer, OpenLayer)
+            },
+        )
         if not self._blocks:  # closed, by a state that was loaded perhaps
             self._settle()
         # Some weights are dead from the start where the split is not learned.
@@ -130,7 +146,14 @@ class BudgetSchedule:
         return sum(layer.nonzeros() for _, layer in fpe_layers(self._model))
 
     def step(self) -> None:
-        """Tells that the optimizer has made a step. Call it before gradients are zeroed."""
+        """Tells that the optimizer has made a step. Call it before gradients are zeroed.
+
+        Where gradients are accumulated, call it once per step of the optimizer, not per batch. (An
+        optimizer that accelerate has prepared makes none while it accumulates: calls count for
+        nothing then.)
+        """
+        if is_accumulating(self._optimizer):
+            return
         self._step += 1
         if not self._blocks:
             return

@@ -337,3 +337,14 @@ def test_a_closed_model_is_trained_again(tmp_path: Path, caplog: pytest.LogCaptu
     run.train()
     assert fpe_hf.audit(run.model, strict=True).ok
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("options", [{"split": "random"}, {"split": "random", "open": True}])
+def test_a_model_that_never_was_open_is_noticed(
+    options: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = fpe_hf.widen(tiny_model("bert_classifier"), alpha=3, **options)
+    run = trainer(model, tmp_path, fpe_hf.BudgetCallback())
+    run.train()
+    run.train()
+    assert ("widened closed" in caplog.text) == ("open" not in options)

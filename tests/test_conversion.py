@@ -251,6 +251,21 @@ def test_pretrained_models_get_a_notice_of_one_line(
         assert 'coupling=1.0, fan_out="partition"' in line
 
 
+@pytest.mark.parametrize("alpha", [1, 2])
+def test_the_notice_on_an_open_model_names_what_can_be_open(
+    alpha: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny_model("bert").eval()
+    model.name_or_path = "some/model"
+    tokens = torch.arange(6)[None]
+    before = model(tokens).last_hidden_state
+    fpe_hf.widen(model, alpha=alpha, budget=0.9, open=True)
+    exact = torch.allclose(model(tokens).last_hidden_state, before, atol=1e-5)
+    assert exact == (alpha == 1)
+    assert exact or caplog.messages[-1].endswith('for an exact start use split="learned".')
+    assert not exact or not caplog.messages
+
+
 # -- what stays as it was --------------------------------------------------------------------------
 
 

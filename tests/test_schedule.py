@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 import fpe_hf
@@ -91,6 +92,23 @@ def test_it_begins_and_ends_when_it_is_told() -> None:
     assert counts == sorted(counts, reverse=True)
     assert counts[59:] == [334] * 41
     assert isinstance(model[0], ElementUp)  # type: ignore[index]
+
+
+def test_batches_that_accelerate_accumulates_are_no_steps() -> None:
+    accelerator = Accelerator(gradient_accumulation_steps=4, cpu=True)
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    schedule = fpe_hf.BudgetSchedule(model, 10, optimizer=optimizer)
+    opened = []
+    for _ in range(40):
+        with accelerator.accumulate(model):
+            accelerator.backward(model(torch.randn(4, 16)).square().mean())
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        opened.append(schedule.open)
+    assert opened == [True] * 27 + [False] * 13
 
 
 def test_masks_change_as_often_as_they_are_told() -> None:
@@ -204,6 +222,14 @@ def test_siblings_that_may_share_inputs_stay_open_within_the_budget() -> None:
     assert any("share inputs" in breach for breach in report.breaches)
 
 
+def test_an_optimizer_of_other_weights_is_refused() -> None:
+    optimizer = torch.optim.SGD(nn.Linear(3, 3).parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match=r"'0\.weight', and 2 of 2 .* after fpe_hf\.widen"):
+        fpe_hf.BudgetSchedule(mlp(), 10, optimizer=optimizer)
+    frozen = mlp().requires_grad_(False)
+    assert fpe_hf.BudgetSchedule(frozen, 10, optimizer=optimizer).open
+
+
 def test_a_closed_model_has_nothing_to_close() -> None:
     model = mlp(split="random")
     schedule = fpe_hf.BudgetSchedule(model, 10)
@@ -230,3 +256,10 @@ def test_a_closed_model_has_nothing_to_close() -> None:
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         fpe_hf.BudgetSchedule(mlp(), **{"total_steps": 10, **settings})
+
+
+def test_a_block_that_was_taken_apart_is_refused() -> None:
+    model = mlp()
+    model[0] = nn.ModuleDict({"original": model[0]})  # type: ignore[index,operator]
+    with pytest.raises(ConfigError, match=r"taken apart: 0\.original is away"):
+        fpe_hf.BudgetSchedule(model, 10)

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from ..layers import OpenDown, OpenLayer, OpenUp
 from ..modules import blocks_of
 from ..planning import BlockSpec
@@ -73,12 +74,22 @@ class OpenBlock:
 
 
 def open_blocks(model: nn.Module) -> list[OpenBlock]:
-    """The blocks of a model whose budget is open."""
+    """The blocks of a model whose budget is open.
+
+    Raises:
+        ConfigError: Some layers of a block are not where the others are.
+    """
     found = []
     for spec, layers in blocks_of(model).items():
         ups = {own.index: own for own in layers.values() if isinstance(own, OpenUp)}
         downs = [own for own in layers.values() if isinstance(own, OpenDown)]
-        if downs:
+        if downs or ups:
+            if not downs or len(ups) < len(spec.ups):
+                raise ConfigError(
+                    f"block {spec.name!r} was taken apart: {', '.join(layers)} is away from the "
+                    "others, as by PEFT's modules_to_save. Train all weights of a block, or "
+                    "none, in their places."
+                )
             ordered = tuple(ups[index] for index in range(len(spec.ups)))
             found.append(OpenBlock(spec, ordered, downs[0]))
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,6 +26,25 @@ def check_optimizer(optimizer: Optimizer | None) -> None:
                 raise ConfigError(
                     f"the layers of a closed budget are packed vectors, and {name} {reason}."
                 )
+
+
+def check_trains(optimizer: Optimizer | None, weights: Mapping[str, Tensor]) -> None:
+    """Raises `ConfigError` if an optimizer lacks weights that are to be trained.
+
+    Args:
+        optimizer: The optimizer, if there is one.
+        weights: Those of the open layers, by name.
+    """
+    if optimizer is None:
+        return
+    held = {id(own) for group in optimizer.param_groups for own in group["params"]}
+    lacking = [name for name, own in weights.items() if own.requires_grad and id(own) not in held]
+    if lacking:
+        raise ConfigError(
+            f"the optimizer does not hold {lacking[0]!r}, and {len(lacking)} of {len(weights)} "
+            "weights of open layers in all: make it from the parameters of the widened model, "
+            "after fpe_hf.widen. (Weights that are not to be trained: requires_grad_(False).)"
+        )
 
 
 def follow(
@@ -77,6 +96,12 @@ def forget(optimizer: Optimizer | None, weight: nn.Parameter, come: Tensor) -> N
     for value in state.values():
         if isinstance(value, Tensor) and value.shape == weight.shape:
             value.masked_fill_(come, 0.0)
+
+
+def is_accumulating(optimizer: Any) -> bool:
+    """Whether an optimizer that accelerate has prepared leaves its steps out, as it accumulates."""
+    state = getattr(optimizer, "gradient_state", None)
+    return not getattr(state, "sync_gradients", True)
 
 
 def _bare(optimizer: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,19 +128,7 @@ def curves_figure(results: Results, metric: str, theme: Theme) -> bytes | None:
     if not drawn:
         return None
     below.axhline(0, color=theme.arms["dense"], linewidth=1.2)
-    split = split_step(results)
-    if split is not None:
-        for axes in (above, below):
-            axes.axvline(split, color=theme.faint, linewidth=1.2, linestyle=":")
-        above.annotate(
-            "split",
-            xy=(split, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(4, -2),
-            textcoords="offset points",
-            va="top",
-            color=theme.text,
-        )
+    _mark_split(results, (above, below), theme)
     above.set_ylabel(label, parse_math=False)
     below.set_ylabel("gain over dense\n" + ("(points)" if is_share(metric) else "(reduction)"))
     below.set_xlabel("optimizer steps")
@@ -164,11 +153,31 @@ def nonzeros_figure(results: Results, theme: Theme) -> bytes | None:
     figure, (axes,) = _new(theme, (7.5, 3.1), 1, 1)
     for arm, line in drawn.items():
         _line(axes, arm, line.steps, line.mean, None, theme)
-    axes.set_ylim(bottom=0)
+    most = max(max(line.mean) for line in drawn.values())
+    axes.set_ylim(0, 1.15 * most)
+    _mark_split(results, (axes,), theme)
     axes.set_ylabel("non-zeros")
     axes.set_xlabel("optimizer steps")
     _legend(figure, axes, theme)
     return _png(figure)
+
+
+def _mark_split(results: Results, panels: Sequence[Any], theme: Theme) -> None:
+    """Draws a line where arms were split, if that was in mid-training; the first panel names it."""
+    split = split_step(results)
+    if split is None:
+        return
+    for axes in panels:
+        axes.axvline(split, color=theme.faint, linewidth=1.2, linestyle=":")
+    panels[0].annotate(
+        "split",
+        xy=(split, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(4, -2),
+        textcoords="offset points",
+        va="top",
+        color=theme.text,
+    )
 
 
 def interference_figure(results: Results, theme: Theme) -> bytes | None:

@@ -59,6 +59,8 @@ def test_the_split_is_marked() -> None:
     at_start = {"widen": {"at": None}}
     marked = curves_figure(make_results(ARMS), "accuracy", LIGHT)
     assert marked != curves_figure(make_results(ARMS, recipe=at_start), "accuracy", LIGHT)
+    marked = nonzeros_figure(make_results(ARMS), LIGHT)
+    assert marked != nonzeros_figure(make_results(ARMS, recipe=at_start), LIGHT)
 
 
 def test_nonzeros_of_every_level() -> None:
