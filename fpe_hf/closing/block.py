@@ -63,7 +63,9 @@ class OpenBlock:
     def _magnitudes(self, layer: OpenLayer, expert: int) -> Tensor:
         weight = layer.by_child(layer.weight.detach())[:, expert].float().abs()
         mask = layer.by_child(layer.mask)[:, expert]
-        return weight.clamp_min(torch.finfo(torch.float32).tiny).mul(mask)
+        # Where training has diverged, the counts still hold.
+        limits = torch.finfo(torch.float32)
+        return weight.nan_to_num(limits.max, limits.max).clamp_min(limits.tiny).mul(mask)
 
     @torch.no_grad()
     def keep(self, expert: int, ups: list[Tensor], down: Tensor) -> None:
