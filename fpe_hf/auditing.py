@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .errors import BudgetError, ConfigError, OverwrittenError
 from .layers import DownLayer, FPELayer, OpenLayer, UpLayer
+from .layers.base import are_apart
 from .modules import blocks_of
 from .planning import BlockSpec
 from .planning.spec import OPEN
@@ -232,9 +233,9 @@ def _audit_block(
         memory += _bytes((*own.values(), *layer.buffers()))
         disk += _bytes(layer.stored().values())
     breaches += overwritten
-    covers = [] if overwritten else [up.cover() for up in ups]
-    disjoint = all(apart for apart, _ in covers)
-    coverage = sum(share for _, share in covers) / max(1, len(covers))
+    coverages = [] if overwritten else [up.coverage() for up in ups]
+    disjoint = not coverages or are_apart(ups)
+    coverage = sum(coverages) / max(1, len(coverages))
     block = BlockAudit(
         name=spec.here(spec.name),
         parent_nonzeros=spec.parent_nonzeros,

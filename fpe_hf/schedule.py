@@ -30,6 +30,7 @@ from .layers import OpenLayer
 from .layers.base import at_hand
 from .modules import blocks_of, fpe_layers
 from .planning import BlockSpec
+from .planning.spec import OPEN
 from .splits import derive_seed
 
 _EVENTS = 100
@@ -138,6 +139,8 @@ class BudgetSchedule:
     @property
     def open(self) -> bool:
         """Whether the budget is open: whether there are layers to close."""
+        if any(block.down.closed for block in self._blocks):
+            self._let_go()
         return bool(self._blocks) and not self._closed
 
     @property
@@ -155,12 +158,13 @@ class BudgetSchedule:
         if is_accumulating(self._optimizer):
             return
         self._step += 1
+        is_open = self.open
         if not self._blocks:
             return
         self._watch()
-        if self.open and self._step >= self._end:
+        if is_open and self._step >= self._end:
             self.close()
-        elif self.open and self._is_event(self._step):
+        elif is_open and self._is_event(self._step):
             progress = (self._step - self._begin) / (self._end - self._begin)
             if self._moves is None:
                 self._prune(progress)
@@ -201,9 +205,7 @@ class BudgetSchedule:
         Raises:
             ConfigError: It is no such state, or one of an open budget for a model that is closed.
         """
-        if not isinstance(state, Mapping) or not {"step", "closed"} <= state.keys():
-            raise ConfigError(f"{state!r} is no state of a BudgetSchedule: step and closed.")
-        step, closed = int(state["step"]), [BlockSpec.from_dict(own) for own in state["closed"]]
+        step, closed = self._read(state)
         if self._blocks and not closed and not open_blocks(self._model):
             raise ConfigError(
                 f"The state is of step {step}, when the budget was open, but the model is closed: "
@@ -217,6 +219,33 @@ class BudgetSchedule:
         close_as(self._model, closed)
         adopt(self._optimizer)
         self._blocks, self._closed, self._watched = [], closed, {}
+        self._settle()
+
+    def _read(self, state: Mapping[str, Any]) -> tuple[int, list[BlockSpec]]:
+        """The step, and the blocks that were closed."""
+        given = state if isinstance(state, Mapping) else {}
+        step, closed = given.get("step"), given.get("closed")
+        if type(step) is not int or step < 0 or not isinstance(closed, (list, tuple)):
+            raise ConfigError(f"{state!r} is no state of a BudgetSchedule: step and closed.")
+        specs = [BlockSpec.from_dict(own) for own in closed]
+        if any((spec.layout == OPEN) == self._disjoint for spec in specs):
+            raise ConfigError(
+                f"The state is of a BudgetSchedule with disjoint={not self._disjoint}, and this "
+                f"one has disjoint={self._disjoint}."
+            )
+        return step, specs
+
+    def _let_go(self) -> None:
+        """Leaves blocks alone that a state which was loaded, or another schedule, has closed."""
+        closed = [block.down.closed for block in self._blocks]
+        specs = [spec for spec in closed if spec is not None]
+        if len(specs) < len(closed):
+            raise ConfigError(
+                f"block {specs[0].name!r} was closed by another BudgetSchedule, others of this one "
+                "were not: give a block to one schedule."
+            )
+        adopt(self._optimizer)
+        self._blocks, self._closed, self._watched = [], specs, {}
         self._settle()
 
     @staticmethod

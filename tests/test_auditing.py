@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 import fpe_hf
+from disagreeing import WAYS as WAYS_TO_DISAGREE
+from disagreeing import disagreeing
 from fpe_hf.errors import BudgetError, ConfigError
 from fpe_hf.modules import fpe_layers
 from tiny_models import tiny_model
@@ -200,3 +202,11 @@ def test_a_model_in_order_raises_nothing() -> None:
 def test_a_dense_model_cannot_be_audited() -> None:
     with pytest.raises(ConfigError, match="no widened block"):
         fpe_hf.audit(tiny_model("bert"))
+
+
+@pytest.mark.parametrize("way", WAYS_TO_DISAGREE, ids=str)
+def test_gate_and_up_that_divide_inputs_differently(way: dict[str, Any]) -> None:
+    """Each is disjoint on its own, but children of a parent share inputs by one and the other."""
+    report = fpe_hf.audit(disagreeing(**way))
+    assert [block.disjoint for block in report.blocks] == [False, True]
+    assert report.breaches == ("Children of block 'model.layers.0.mlp' share inputs.",)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -263,3 +264,86 @@ def test_a_block_that_was_taken_apart_is_refused() -> None:
     model[0] = nn.ModuleDict({"original": model[0]})  # type: ignore[index,operator]
     with pytest.raises(ConfigError, match=r"taken apart: 0\.original is away"):
         fpe_hf.BudgetSchedule(model, 10)
+
+
+def test_two_schedules_of_one_model() -> None:
+    """One closes the blocks; the other has nothing left to do, and its optimizer follows."""
+    for model in (tiny_model("llama"), tiny_mixture("mixtral")):
+        fpe_hf.widen(model, alpha=3, split="learned")
+        first, optimizer = fpe_hf.BudgetSchedule(model, 10), torch.optim.SGD(model.parameters())
+        second = fpe_hf.BudgetSchedule(model, 10, optimizer=optimizer)
+        first.close()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        second.step()
+        assert not second.open
+        second.close()
+        after = model.state_dict()
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+        assert first.state_dict()["closed"] == second.state_dict()["closed"]
+        (group,) = optimizer.param_groups
+        assert {id(own) for own in group["params"]} == {id(own) for own in model.parameters()}
+        assert fpe_hf.audit(model).ok
+
+
+def test_a_state_that_closes_the_model_closes_its_schedule() -> None:
+    model, closed = mlp(), mlp()
+    fpe_hf.BudgetSchedule(closed, 10).close()
+    schedule = fpe_hf.BudgetSchedule(model, 10)
+    model.load_state_dict(closed.state_dict())
+    assert not schedule.open
+    schedule.step()
+    schedule.close()
+    assert [own["layout"] for own in schedule.state_dict()["closed"]] == ["element"]
+    for found, wanted in zip(model.parameters(), closed.parameters(), strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_a_schedule_beside_those_of_its_parts() -> None:
+    model = fpe_hf.widen(tiny_model("llama"), alpha=2, split="learned")
+    whole = fpe_hf.BudgetSchedule(model, 10)
+    fpe_hf.BudgetSchedule(model.model.layers[0], 10).close()
+    with pytest.raises(ConfigError, match="closed by another BudgetSchedule"):
+        whole.step()
+
+
+@pytest.mark.parametrize("place", ["model", "model.layers", "model.layers.0", "model.layers.0.mlp"])
+def test_a_part_is_closed_and_the_whole_is_saved(place: str, tmp_path: Path) -> None:
+    model = fpe_hf.widen(tiny_model("llama"), alpha=2, split="learned", seed=7)
+    fpe_hf.BudgetSchedule(model.get_submodule(place), 10).close()
+    model.save_pretrained(tmp_path)
+    loaded = fpe_hf.from_pretrained(tmp_path)
+    one, two = model.state_dict(), loaded.state_dict()
+    assert one.keys() == two.keys()
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    for own in (model, loaded):
+        assert own.config.quantization_config.config["seed"] == 7
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        *(5, {}, {"step": "x", "closed": []}, {"step": -1, "closed": []}),
+        *({"step": None, "closed": []}, {"step": 1, "closed": 5}, {"step": 1, "closed": [5]}),
+    ],
+)
+def test_other_states_are_refused(state: Any) -> None:
+    with pytest.raises(fpe_hf.FPEError, match=r"no state|must be an object"):
+        fpe_hf.BudgetSchedule(mlp(), 10).load_state_dict(state)
+
+
+def test_states_of_other_schedules_leave_the_model_as_it_is() -> None:
+    """Layers that a state asks for are empty until their weights are loaded."""
+    for other, settings, message in (
+        (mlp(), {"disjoint": False}, "disjoint=False"),
+        (mlp(alpha=2), {}, "alpha=2"),
+        (mlp(bias="child"), {}, "bias='child'"),
+    ):
+        schedule = fpe_hf.BudgetSchedule(other, 10, **settings)
+        schedule.close()
+        model = mlp()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        with pytest.raises(ConfigError, match=message):
+            fpe_hf.BudgetSchedule(model, 10).load_state_dict(schedule.state_dict())
+        after = model.state_dict()
+        assert after.keys() == before.keys()
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

@@ -146,7 +146,10 @@ def plan_of(model: Any) -> FPEQuantizationConfig | None:
 
 
 def refresh_plan(model: nn.Module) -> None:
-    """Writes the plan of what is widened now where `record_plan` wrote it."""
+    """Writes the plan of what is widened now where `record_plan` wrote it.
+
+    Not that of a part into the config of the whole, which `save_pretrained` plans anew.
+    """
     from .plan import FPEQuantizationConfig
 
     done: set[int] = set()
@@ -155,7 +158,9 @@ def refresh_plan(model: nn.Module) -> None:
         own = getattr(config, "quantization_config", None)
         if isinstance(own, FPEQuantizationConfig) and id(config) not in done:
             done.add(id(config))
-            config.quantization_config = plan_of(module)
+            plan = plan_of(module)
+            if plan is not None and len(plan.specs) >= len(own.specs):
+                config.quantization_config = plan
 
 
 def _specs(model: nn.Module) -> list[BlockSpec]:

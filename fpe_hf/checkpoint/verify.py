@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..layers import FPELayer
+from ..layers import FPELayer, UpLayer
+from ..layers.base import are_apart
 from ..layers.checksum import was_averaged
 from ..modules import fpe_layers
+from ..planning import BlockSpec
 from .files import weight_files
 from .limits import check_backing
 from .loading import is_saved_class
@@ -112,10 +114,24 @@ def _verify_layers(
         numbers: Read the numbers, too.
         summed: Refuse layers whose checksum says that it could not be computed.
     """
+    gates: dict[BlockSpec, UpLayer] = {}
     for name, layer in fpe_layers(model):
         _check_headers(name, layer, tensors)
-        if numbers:
-            _check_numbers(name, layer, tensors, summed)
+        held = _check_numbers(name, layer, tensors, summed) if numbers else None
+        if isinstance(held, UpLayer) and _is_divided_twice(layer.spec):
+            gate = gates.pop(layer.spec, None)
+            if gate is None:
+                gates[layer.spec] = held
+            elif not are_apart([gate, held]):
+                raise CheckpointError(
+                    f"{' and '.join(layer.spec.ups)} give one input to two children of a parent."
+                )
+
+
+def _is_divided_twice(spec: BlockSpec) -> bool:
+    """Whether gate and up each say which child reads an input."""
+    stored = spec.layout == "block" or spec.assignment != "hash"
+    return stored and len(spec.ups) == 2
 
 
 def _named_in_model(model: PreTrainedModel, opened: Tensors, quantizer: HfQuantizer) -> Tensors:
@@ -245,8 +261,8 @@ def _check_headers(name: str, layer: FPELayer, files: Tensors) -> None:
             )
 
 
-def _check_numbers(name: str, layer: FPELayer, files: Tensors, summed: bool) -> None:
-    """Reads one layer's tensors and checks them."""
+def _check_numbers(name: str, layer: FPELayer, files: Tensors, summed: bool) -> FPELayer | None:
+    """Reads one layer's tensors and checks them; returns a layer that holds them."""
     tensors: dict[str, Tensor] = {}
     for tensor in layer.stored():
         file, key = files[layer.key(name, tensor)]
@@ -256,9 +272,10 @@ def _check_numbers(name: str, layer: FPELayer, files: Tensors, summed: bool) -> 
             f"the checksum of {name!r} is an average, so nothing vouches for its indices. Have a "
             "model of this plan load_state_dict the averages, and save_pretrained it."
         )
-    layer.verify(name, tensors)
+    held = layer.verify(name, tensors)
     if summed and tensors["checksum"].tolist() == layer.unsummed:
         raise CheckpointError(
             f"{name!r} has no checksum, as its parts were on several devices when it was saved: "
             "load the model with fpe_hf.from_pretrained, look at it, and save_pretrained it again."
         )
+    return held

@@ -64,7 +64,9 @@ class OpenBlock:
     def _magnitudes(self, layer: OpenLayer, expert: int) -> Tensor:
         weight = layer.by_child(layer.weight.detach())[:, expert].float().abs()
         mask = layer.by_child(layer.mask)[:, expert]
-        return weight.clamp_min_(torch.finfo(torch.float32).tiny).mul_(mask)
+        # Where training has diverged, the counts still hold.
+        limits = torch.finfo(torch.float32)
+        return weight.nan_to_num(limits.max, limits.max).clamp_min_(limits.tiny).mul_(mask)
 
     @torch.no_grad()
     def keep(self, expert: int, ups: list[Tensor], down: Tensor) -> None:

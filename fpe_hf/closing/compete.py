@@ -90,7 +90,7 @@ def _winners(block: OpenBlock, expert: int, ups: Sequence[Tensor], needed: int) 
     winners = _largest(block, expert, total)
     alive = (sources > 0).sum(0)
     if int((alive * winners).sum()) < needed:
-        winners = _largest(block, expert, total * (alive == alive.amax(0)))
+        winners = _largest(block, expert, total.where(alive == alive.amax(0), 0.0))
     return winners
 
 

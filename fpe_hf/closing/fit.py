@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..layers import FPELayer, OpenLayer
+from ..layers import OpenLayer
 from ..layers.base import INDEX_BUFFERS
 from ..modules import fpe_layers
 from ..planning import BlockSpec
@@ -17,7 +17,10 @@ from ..planning.spec import INDEPENDENT
 from .block import OpenBlock, open_blocks
 from .pack import closed_layers, put
 
-_SUCCESSOR = "_fpe_successor"
+_SHAPE = (
+    *("ups", "down", "alpha", "in_features", "parents", "out_features", "fused", "experts"),
+    *("bias", "up_biases", "down_bias"),
+)
 
 
 def resume_closed(model: nn.Module) -> None:
@@ -40,7 +43,7 @@ def _fit(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: An
                 layer.verify(names[old], own)
             found.append((block, layers))
     for block, layers in found:
-        _put(model, block, layers)
+        put(model, block, layers)
 
 
 def _given(layer: OpenLayer, name: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -64,21 +67,14 @@ def close_as(model: nn.Module, specs: Sequence[BlockSpec]) -> None:
             f"are {', '.join(names)}."
         )
     for block, spec in zip(blocks, specs, strict=False):
-        _put(model, block, closed_layers(block, spec))
-
-
-def _put(model: nn.Module, block: OpenBlock, layers: Sequence[FPELayer]) -> None:
-    weights = [old.weight for old in block.layers]  # those of experts belong to another module
-    put(model, block, layers)
-    for weight, new in zip(weights, layers, strict=True):
-        vars(weight)[_SUCCESSOR] = new
-
-
-def successor(parameter: Tensor) -> nn.Parameter | None:
-    """The weights that took the place of an open layer's, when an optimizer that was made for
-    these did not hear of it."""
-    layer: FPELayer | None = getattr(parameter, _SUCCESSOR, None)
-    return None if layer is None else layer.weight
+        for name in _SHAPE:
+            if getattr(spec, name) != getattr(block.spec, name):
+                raise ConfigError(
+                    f"the state is of other blocks: {name}={getattr(spec, name)!r} in "
+                    f"{spec.name!r}, but {getattr(block.spec, name)!r} in the model."
+                )
+    for block, spec in zip(blocks, specs, strict=False):
+        put(model, block, closed_layers(block, spec))
 
 
 def _closed_spec(block: OpenBlock, given: list[dict[str, Tensor]]) -> BlockSpec:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from ..errors import ConfigError
-from .fit import successor
+from .pack import successor
 
 _REFUSED = {
     "Muon": "trains matrices only: let AdamW, say, train the widened projections",

@@ -18,6 +18,8 @@ from ..planning.draw import draw_up_children
 from ..planning.spec import INDEPENDENT
 from .block import OpenBlock
 
+_SUCCESSOR = "_fpe_successor"
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -79,6 +81,9 @@ def closed_layers(block: OpenBlock, spec: BlockSpec) -> list[ElementUp | Element
 
 def put(model: nn.Module, block: OpenBlock, layers: Sequence[FPELayer]) -> None:
     """Puts layers in the place of a block's open ones."""
+    for old, new in zip(block.layers, layers, strict=True):
+        old.closed = new.spec
+        vars(old.weight)[_SUCCESSOR] = new
     if block.spec.experts == 1:
         for old, new in zip(block.layers, layers, strict=True):
             replace_module(model, old, new)
@@ -88,6 +93,13 @@ def put(model: nn.Module, block: OpenBlock, layers: Sequence[FPELayer]) -> None:
         move_out(host)
     for (host, names), new in zip(homes, layers, strict=True):
         move_in(host, new, names["weight"], names.get("bias"))
+
+
+def successor(parameter: Tensor) -> nn.Parameter | None:
+    """The weights that took the place of an open layer's, for an optimizer that was made for these
+    and did not hear of it."""
+    layer: FPELayer | None = getattr(parameter, _SUCCESSOR, None)
+    return None if layer is None else layer.weight
 
 
 def _closed_plan(block: OpenBlock) -> BlockPlan:

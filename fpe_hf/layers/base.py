@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any, NoReturn
 
 import torch
@@ -361,7 +362,7 @@ class FPELayer(nn.Module):
         """The checksum of numbers that were not at hand when they were saved, as by FSDP."""
         return [~self.mark, self.mark]
 
-    def verify(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+    def verify(self, name: str, tensors: Mapping[str, Tensor]) -> FPELayer | None:
         """Checks tensors before they are loaded; the layer stays as it is.
 
         Indices are always checked, the checksum if it and all that it sums are among them. What is
@@ -370,6 +371,9 @@ class FPELayer(nn.Module):
         Args:
             name: Dotted name of the layer, for the message.
             tensors: Some or all of those in `stored()`, by name.
+
+        Returns:
+            A layer that holds them, or `None` if that could not be checked.
 
         Raises:
             CheckpointError: A tensor has another shape or kind of dtype than the layer's, an index
@@ -386,7 +390,7 @@ class FPELayer(nn.Module):
             twin = self._holding(given)
             twin.check(name)
         if summed is None or not at_hand(summed):
-            return
+            return twin
         if int(summed[1]) != self.mark:
             raise CheckpointError(
                 f"tensor {self.key(name, 'checksum')!r} has another mark: {_OTHER_PLAN} Or it was "
@@ -394,13 +398,14 @@ class FPELayer(nn.Module):
             )
         whole = given.keys() == stored.keys() - {"checksum"} and at_hand(*given.values())
         if twin is None or not whole or summed.tolist() == self.unsummed:
-            return
+            return twin
         if not torch.equal(twin.compute_checksum().to(summed.device), summed):
             raise CheckpointError(
                 f"the tensors of {name!r} do not match their checksum: the file is damaged, or "
                 "tensors were exchanged. Download or save it again; of a state dict that was "
                 f"changed on purpose, leave {self.key(name, 'checksum')!r} out."
             )
+        return twin
 
     def _fitting(self, name: str, own: str, tensor: Tensor) -> Tensor:
         """A tensor that is to be loaded, in the integer dtype that the layer keeps it in."""
@@ -410,9 +415,10 @@ class FPELayer(nn.Module):
                 f"tensor {key!r} has shape {tuple(tensor.shape)}, but the model has "
                 f"{tuple(expected.shape)}: {_OTHER_PLAN}"
             )
-        integers = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+        integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
         floats = expected.is_floating_point()
-        if not (tensor.is_floating_point() if floats else tensor.dtype in integers):
+        fits = tensor.is_floating_point() if floats else tensor.dtype in (expected.dtype, *integers)
+        if not fits:
             raise CheckpointError(
                 f"tensor {key!r} has dtype {tensor.dtype}; accepted: "
                 f"{'floating types' if floats else 'integers'}, as {expected.dtype}."
@@ -582,9 +588,19 @@ class UpLayer(FPELayer):
             tensors["coupling"] = weight.new_full((rows,), self.spec.coupling)
         return tensors
 
-    def cover(self) -> tuple[bool, float]:
-        """Whether children of a parent share no input, and the share of inputs that any reads."""
+    def readers(self) -> tuple[Tensor, Tensor]:
+        """The first and the last child that reads each input, alpha and -1 if none does: int16
+        `[rows, inputs]`, with a row for every parent (`block`: for every tile) or one for all."""
         raise NotImplementedError
+
+    def coverage(self) -> float:
+        """The share of a parent's inputs that some child reads, mean over parents."""
+        read = (self.readers()[1] >= 0).mean(1, dtype=torch.float64)
+        if self.spec.layout != "block":
+            return float(read.mean())
+        sizes = [stop - start for start, stop in self.spec.tiles]
+        parents = torch.tensor(sizes, dtype=read.dtype, device=read.device)
+        return float(read @ parents) / self.spec.all_parents
 
     def couplings(self) -> Tensor | float:
         """The coupling: a number, or trainable `[sources, parents]`."""
@@ -635,6 +651,14 @@ class UpLayer(FPELayer):
         if self.spec.bias == "shared":
             per_source = self.expand(per_source)
         return self.merge_sources(per_source)
+
+
+def are_apart(ups: Sequence[UpLayer]) -> bool:
+    """Whether no two children of a parent share an input (I2), be it one by its gate and another
+    by its up projection."""
+    readers = [[own.cpu() for own in up.readers()] for up in ups]
+    firsts, lasts = zip(*readers, strict=True)
+    return bool((reduce(torch.maximum, lasts) <= reduce(torch.minimum, firsts)).all())
 
 
 class DownLayer(FPELayer):

@@ -95,13 +95,14 @@ class BlockUp(UpLayer):
             block.dense_up(self.spec, self.inputs, self.weight, self.coupling)
         )
 
-    def cover(self) -> tuple[bool, float]:
-        disjoint, covered = True, 0
-        for (start, stop), inputs in zip(self.spec.tiles, self.inputs.cpu().long(), strict=True):
-            readers = inputs.bincount(minlength=self.spec.in_features)
-            disjoint &= int(readers.max()) <= 1
-            covered += (stop - start) * int(readers.count_nonzero())
-        return disjoint, covered / (self.spec.all_parents * self.spec.in_features)
+    def readers(self) -> tuple[Tensor, Tensor]:
+        spec, inputs = self.spec, self.inputs.cpu().long()
+        child = torch.arange(spec.alpha, dtype=torch.int16, device="cpu")
+        sizes = torch.tensor(spec.child_inputs, dtype=torch.int64, device="cpu")
+        reader = child.repeat_interleave(sizes).expand(inputs.shape)
+        nobody = reader.new_empty(spec.tile_count, spec.in_features)
+        first = nobody.fill_(spec.alpha).scatter_reduce(1, inputs, reader, "amin")
+        return first, nobody.fill_(-1).scatter_reduce(1, inputs, reader, "amax")
 
     def check(self, name: str) -> None:
         inputs: Any = self._buffers["inputs"]

@@ -193,11 +193,12 @@ class ElementUp(UpLayer):
         matrix = matrix.flatten(1, 3)
         return matrix if self.spec.experts > 1 else matrix[0]
 
-    def cover(self) -> tuple[bool, float]:
-        keep, read = self._keep(), self._codes() < self.spec.alpha
-        if keep is not None:
-            read = read & keep.any(dim=0)
-        return True, int(read.count_nonzero()) / read.numel()  # a code names one child
+    def readers(self) -> tuple[Tensor, Tensor]:
+        keep, reader = self._keep(), self._codes().to(torch.int16)
+        if keep is None:
+            return reader, reader
+        read = keep.any(dim=0)
+        return reader.where(read, self.spec.alpha), reader.where(read, -1)
 
     def check(self, name: str) -> None:
         count = self.codes_shape[0] * self.codes_shape[1]

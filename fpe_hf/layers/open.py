@@ -26,9 +26,11 @@ class OpenLayer(FPELayer):
         weight: The matrix of the wide block, experts apart if there are several. What is pruned
             is zero.
         mask: bool buffer of the same shape: which weights are alive.
+        closed: The closed block, once another layer has taken this one's place.
     """
 
     mask: Tensor
+    closed: BlockSpec | None = None
 
     def by_child(self, tensor: Tensor) -> Tensor:
         """A view of the weights, or of something of their shape, that tells children apart: up
@@ -109,9 +111,11 @@ class OpenUp(OpenLayer, UpLayer):
         """`[..., inputs]` -> `[..., sources * hidden]`."""
         return functional.linear(x, self.weight, self.dense_bias())
 
-    def cover(self) -> tuple[bool, float]:
-        readers = self.by_child(self.mask).any(0).sum(1)
-        return int(readers.max()) <= 1, int(readers.count_nonzero()) / readers.numel()
+    def readers(self) -> tuple[Tensor, Tensor]:
+        reads, alpha = self.by_child(self.mask).any(0), self.spec.alpha
+        child = torch.arange(alpha, dtype=torch.int16, device=reads.device).view(-1, 1, 1)
+        first, last = child.where(reads, alpha).amin(1), child.where(reads, -1).amax(1)
+        return first.flatten(0, 1), last.flatten(0, 1)
 
 
 class OpenDown(OpenLayer, DownLayer):

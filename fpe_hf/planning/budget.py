@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 
 from ..config import FPEConfig
+
+
+def affordable(budget: float, nonzeros: int) -> int:
+    """How many of some non-zeros a budget pays for.
+
+    It is taken as it is written, 0.7 as seven tenths, so that what experts may hold never adds up
+    to more than their block may.
+    """
+    return int(Fraction(repr(budget)) * nonzeros)
 
 
 def extra_numbers(config: FPEConfig, sources: int, biased: int, parents: int) -> int:

@@ -13,7 +13,7 @@ from ..config import AUTO, FPEConfig
 from ..discovery import MLPBlock
 from ..errors import PlanError
 from ..splits import LEARNED, RANDOM, derive_seed, divide
-from .budget import TileColumns, balanced, extra_numbers
+from .budget import TileColumns, affordable, balanced, extra_numbers
 from .costs import options
 from .draw import draw_down_children, draw_tile_inputs, draw_tile_outputs, draw_up_children
 from .importance import mean_square, norm, of_inputs, of_outputs
@@ -218,7 +218,7 @@ def _allowances(spec: BlockSpec, parent: ParentWeights, config: FPEConfig) -> li
     allowances = []
     for matrices in _by_expert(spec, parent):
         weights = sum(int(matrix.count_nonzero()) for matrix in matrices)
-        allowed = int(spec.budget * (weights + own_biases)) - own_biases - extra
+        allowed = affordable(spec.budget, weights + own_biases) - own_biases - extra
         if allowed <= 0:
             raise PlanError(
                 f"block {spec.name!r} is too small to pay for bias={spec.bias!r}, "

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..config import BIASES, FAN_OUTS, MAX_ALPHA, MIN_BUDGET
 from ..errors import CheckpointError, did_you_mean
+from .budget import affordable
 
 FUSED = (None, "halves", "interleaved")
 ASSIGNMENTS = ("hash", "table", "codes", "kept")
@@ -148,7 +149,7 @@ class BlockSpec:
     @property
     def limit(self) -> int:
         """The budget: how many non-zeros the block may hold (an open one: end with)."""
-        return int(self.budget * self.parent_nonzeros)
+        return affordable(self.budget, self.parent_nonzeros)
 
     @property
     def parent_numbers(self) -> int:
@@ -243,7 +244,8 @@ class BlockSpec:
                 raise CheckpointError(f"{where}: {message}")
 
         for size in ("in_features", "parents", "out_features"):
-            require(getattr(self, size) > 0, f"{size}={getattr(self, size)} must be positive.")
+            count = getattr(self, size)
+            require(0 < count < 2**63, f"{size}={count} must be positive and below 2**63.")
         require(MIN_BUDGET <= self.budget <= 1.0, f"budget={self.budget} is out of range.")
         least = 1 if self.budget < 1.0 else 2
         require(
@@ -258,7 +260,7 @@ class BlockSpec:
         require(len(self.up_biases) == len(self.ups), "up_biases must have an entry per up module.")
         require(0.0 <= self.coupling <= 1.0, f"coupling={self.coupling} must be 0.0 to 1.0.")
         require(0 <= self.seed < 2**63, f"seed={self.seed} is out of range.")
-        require(self.experts > 0, f"experts={self.experts} must be positive.")
+        require(0 < self.experts < 2**63, f"experts={self.experts} must be positive.")
         require(len(self.place) in (0, 2), f"place={self.place} must be two beginnings of names.")
         if self.experts > 1:
             self._check_experts(require)

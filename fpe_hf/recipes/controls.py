@@ -18,6 +18,7 @@ from ..discovery import MLPBlock, find_mlps
 from ..errors import RecipeError
 from ..linear import bias_of, stock_of, weight_of
 from ..modules import take_weights
+from ..planning.budget import affordable
 from ..planning.draw import draw_overlapping
 from ..planning.prune import keep_largest
 from ..selection import select_blocks
@@ -102,7 +103,7 @@ def _plan(model: nn.Module, block: MLPBlock, config: FPEConfig) -> OverlapPlan:
     down = weights.down.detach().cpu()
     outputs = 0 if weights.down_bias is None else weights.down_bias.numel()
     whole = sum(int(tensor.numel()) for tensor in weights.numbers)
-    keep = int(config.budget * whole) - alpha * biases - outputs
+    keep = affordable(config.budget, whole) - alpha * biases - outputs
     if keep <= 0:
         raise RecipeError(
             f"widen.budget={config.budget} does not pay for the biases of {alpha * block.parents} "

@@ -23,6 +23,8 @@ from transformers import (
 )
 
 import fpe_hf
+from disagreeing import WAYS as WAYS_TO_DISAGREE
+from disagreeing import disagreeing
 from fpe_hf.checkpoint.validate import validate_checkpoint
 from fpe_hf.errors import CheckpointError
 from tiny_models import tiny_config, tiny_model
@@ -517,3 +519,18 @@ def test_an_index_that_leaves_the_folder(name: str, sharded: Path) -> None:
     file.write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"not a file in the folder|missing"):
         validate_checkpoint(sharded)
+
+
+@pytest.mark.parametrize("way", WAYS_TO_DISAGREE, ids=str)
+def test_gate_and_up_that_divide_inputs_differently(way: dict[str, Any], tmp_path: Path) -> None:
+    """With checksums that fit."""
+    disagreeing(**way).save_pretrained(tmp_path)
+    message = "gate_proj and model.layers.0.mlp.up_proj give one input to two children"
+    assert_refused(tmp_path, message, AutoModelForCausalLM)
+
+
+@pytest.mark.parametrize("size", [10**400, 10**4000])
+def test_sizes_that_no_number_holds(element: Path, size: int) -> None:
+    for field in ("parents", "in_features", "parent_nonzeros"):
+        reconfigure(element, lambda plan, field=field: plan["blocks"][0].update({field: size}))
+        assert_refused(element, "block 'bert.encoder.layer.0' of the FPE config")

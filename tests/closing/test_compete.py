@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,6 +59,25 @@ def test_masks_only_shrink_and_end_disjoint_at_the_budget(
     assert sum(int(mask.sum()) for mask in before) == final
     readers = torch.cat([up.by_child(up.mask) for up in block.ups]).any(0)
     assert int(readers.sum(1).max()) <= 1
+
+
+@pytest.mark.parametrize("kind", ["plain", "gated", "interleaved"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38, 1e-45])
+def test_training_that_diverged_ends_disjoint_at_the_budget(kind: str, value: float) -> None:
+    for seed in range(4):
+        model = held(kind, d=8, o=6, weights=seed)
+        block = model.block
+        shake(model, seed)
+        for layer in block.layers:
+            places = torch.rand(layer.weight.shape, generator=torch.Generator().manual_seed(seed))
+            with torch.no_grad():
+                layer.weight.masked_fill_(places < 0.4, value)
+        for progress in (0.3, 0.6, 1.0):
+            prune(block, progress, 3)
+        alive = sum(int(layer.mask.sum()) for layer in block.layers)
+        assert alive == block.spec.final_weights[0]
+        readers = torch.cat([up.by_child(up.mask) for up in block.ups]).any(0)
+        assert int(readers.sum(1).max()) == 1
 
 
 def test_weights_go_on_a_cubic_schedule() -> None:

@@ -39,6 +39,9 @@ from tiny_moe import tiny_mixture
 FAMILIES = ("mlp", "llama", "bert", "gpt2", "phi3", "mixtral")
 """Plain, gated, side by side in a larger module, Conv1D, fused gate and up, stacked experts."""
 
+LAYOUTS = ("element", "block", "learned")
+"""Those of `FPEConfig`, and what a learned split closes to."""
+
 Use = Callable[[nn.Module, dict[str, Tensor]], Any]
 
 
@@ -77,7 +80,13 @@ def made(family: str, layout: str) -> tuple[nn.Module, nn.Module, dict[str, Tens
         model = tiny_mixture(family) if family == "mixtral" else tiny_model(family)
         inputs = tiny_inputs(model)
         model.config._experts_implementation = "eager"  # others take no float64
-    fpe_hf.widen(model, layout=layout, **options)
+    options |= {"split": "learned"} if layout == "learned" else {"layout": layout}
+    fpe_hf.widen(model, **options)
+    if layout == "learned":
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        fpe_hf.BudgetSchedule(model, 1).close()
     model = model.double().eval()
     return model, fpe_hf.to_dense(model).eval(), inputs
 
@@ -355,7 +364,7 @@ USES: dict[str, Use] = {
 
 
 @pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize("layout", ["element", "block"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_is_as_with_stock(family: str, layout: str, use: str) -> None:
     model, stock, inputs = copy.deepcopy(made(family, layout))
@@ -505,7 +514,7 @@ def test_forked_children_do_not_meet() -> None:
         torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("layout", ["element", "block"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("family", ["mixtral", "llama", "bert"])
 def test_offloaded(family: str, layout: str, tmp_path: Path) -> None:
     model, _, inputs = copy.deepcopy(made(family, layout))
@@ -518,7 +527,7 @@ def test_offloaded(family: str, layout: str, tmp_path: Path) -> None:
         torch.testing.assert_close(out(on_disk, inputs), expected)
 
 
-@pytest.mark.parametrize("layout", ["element", "block"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_weights_live_no_longer_than_their_parameters(layout: str) -> None:
     model, _, inputs = copy.deepcopy(made("mlp", layout))
     with torch.no_grad():
@@ -533,7 +542,7 @@ def test_weights_live_no_longer_than_their_parameters(layout: str) -> None:
     assert not any(reference() is not None for reference in (*kept, *storages))
 
 
-@pytest.mark.parametrize("layout", ["element", "block"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_autocast(family: str, layout: str) -> None:
     model, stock, inputs = copy.deepcopy(made(family, layout))
@@ -545,7 +554,7 @@ def test_autocast(family: str, layout: str) -> None:
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("layout", ["element", "block"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_compiled_to_one_graph(family: str, layout: str) -> None:
     model, _, inputs = copy.deepcopy(made(family, layout))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fpe_hf.errors import CheckpointError
 from fpe_hf.layers import FPELayer, empty_layers
+from fpe_hf.layers.base import are_apart
 from fpe_hf.layers.checksum import UNVERIFIED
 from layers.reference import up_places
 from planning.cases import KINDS, Case, cases, make_case
@@ -70,7 +71,8 @@ def test_siblings_share_no_input(case: Case) -> None:
             expected[place.child, place.parent, place.column] = True
         assert int(expected.sum(0).max()) <= 1  # I2: siblings share no input
         read = int(expected.any(0).sum()) / expected[0].numel()
-        assert up.cover() == (True, pytest.approx(read))
+        assert up.coverage() == pytest.approx(read)
+    assert are_apart(ups)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fpe_hf.config import FPEConfig
-from fpe_hf.planning.budget import TileColumns, balanced, extra_numbers
+from fpe_hf.planning.budget import TileColumns, affordable, balanced, extra_numbers
 
 SIZES = st.integers(1, 200)
 
@@ -17,6 +17,18 @@ def test_balanced_groups_are_those_of_the_random_split(total: int, groups: int) 
     assert sizes == tuple(ranks.count(group) for group in range(groups))
     assert sum(sizes) == total
     assert max(sizes) - min(sizes) <= 1
+
+
+@given(st.floats(0.05, 1.0), st.lists(st.integers(0, 10**6), min_size=1, max_size=9))
+def test_parts_never_cost_more_than_the_whole(budget: float, parts: list[int]) -> None:
+    """Floats would: 0.09 of 100 is 9, five times, and of 500 it is 44."""
+    assert sum(affordable(budget, part) for part in parts) <= affordable(budget, sum(parts))
+
+
+def test_a_budget_is_taken_as_it_is_written() -> None:
+    assert affordable(0.7, 10) == 7
+    assert affordable(0.09, 500) == 45
+    assert affordable(1.0, 10**400) == 10**400
 
 
 @pytest.mark.parametrize(

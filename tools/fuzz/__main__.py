@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -28,6 +29,7 @@ def main(
         with TemporaryDirectory() as place:
             TARGETS[again.split("/")[1]](Path(place)).survives(Random(again))
         return
+    logging.getLogger("fpe_hf").setLevel(logging.ERROR)  # models whose budget is open
     outcome = run(inputs, seed, target or TARGETS)
     header = f"{'target':<12}{'inputs':>8}{'accepted':>10}{'crashes':>9}{'slowest':>10}{'total':>9}"
     typer.echo(header)

@@ -175,6 +175,8 @@ class StateDictTarget(Target):
             model = nn.Sequential(nn.Linear(12, 9), nn.GELU(), nn.Linear(9, 12))
             return widen(model, example_inputs=(torch.ones(1, 12),), **way)
 
+        learned = mlp(split="learned", alpha=3)
+
         with torch.random.fork_rng():
             torch.manual_seed(0)
             return [
@@ -182,6 +184,8 @@ class StateDictTarget(Target):
                 mlp(fan_out="partition", coupling=0.5),
                 mlp(layout="block", tile_size=4),
                 mlp(layout="block", fan_out="partition", alpha=3),
+                learned,
+                _closed(copy.deepcopy(learned)),
             ]
 
     def make(self, random: Random) -> int:
@@ -236,6 +240,17 @@ TARGETS: dict[str, type[Target]] = {
 """Name -> target."""
 
 
+def _closed(model: Any) -> Any:
+    """A model with a learned split, its budget closed after what may have been training."""
+    from fpe_hf import BudgetSchedule
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    BudgetSchedule(model, 1).close()
+    return model
+
+
 def _is_widened(case: dict[str, bytes]) -> bool:
     """Whether a broken model still says that it is a widened one."""
     try:
@@ -247,7 +262,8 @@ def _is_widened(case: dict[str, bytes]) -> bool:
 
 @cache
 def _saved_models() -> list[dict[str, bytes]]:
-    """The files of a few tiny widened models: of each layout, in one file and in shards."""
+    """The files of a few tiny widened models: of each layout, in one file and in shards, and of a
+    learned split before and after its budget is closed."""
     from tempfile import TemporaryDirectory
 
     from transformers import (
@@ -275,10 +291,14 @@ def _saved_models() -> list[dict[str, bytes]]:
             {"max_shard_size": "8KB"},
         ),
         (LlamaForCausalLM(llama), {"layout": "block", "bias": "child"}, {}),
+        (LlamaForCausalLM(llama), {"split": "learned", "budget": 0.8}, {}),
     ]
     saved = []
     for model, way, options in ways:
         with torch.random.fork_rng(), TemporaryDirectory() as place:
             fpe_hf.widen(model.eval(), **way).save_pretrained(place, **options)
             saved.append({file.name: file.read_bytes() for file in Path(place).iterdir()})
+    with torch.random.fork_rng(), TemporaryDirectory() as place:
+        _closed(model).save_pretrained(place)
+        saved.append({file.name: file.read_bytes() for file in Path(place).iterdir()})
     return saved
