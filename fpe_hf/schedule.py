@@ -96,7 +96,7 @@ class BudgetSchedule:
         disjoint: bool = True,
         start: int = 0,
     ) -> None:
-        self.check(total_steps, begin, end, power, every, moves)
+        self.check(total_steps, begin, end, power, every, moves, disjoint, start)
         check_optimizer(optimizer)
         self._model, self._optimizer = model, optimizer
         self._begin, self._end = round(begin * total_steps), max(1, round(end * total_steps))
@@ -256,14 +256,17 @@ class BudgetSchedule:
         power: float,
         every: object,
         moves: object,
-        disjoint: bool = True,
+        disjoint: object = True,
+        start: object = 0,
     ) -> None:
         """Raises `ConfigError` if a value is not accepted."""
-        for name, value in (("total_steps", total_steps), ("every", every)):
-            if name == "every" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name}={value!r} must be an integer from 1.")
+        counts = [("total_steps", total_steps, 1), ("start", start, 0)]
+        counts += [] if every is None else [("every", every, 1)]
+        for name, value, least in counts:
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name}={value!r} must be an integer from {least}.")
+        if not isinstance(disjoint, bool):
+            raise ConfigError(f"disjoint={disjoint!r} must be True or False.")
         for name, share in (("begin", begin), ("end", end), ("power", power)):
             if isinstance(share, bool) or not isinstance(share, (int, float)):
                 raise ConfigError(f"{name}={share!r} must be a number.")

@@ -251,6 +251,9 @@ def test_a_closed_model_has_nothing_to_close() -> None:
         ({"begin": "0"}, "begin='0' must be a number"),
         ({"power": 0}, "power=0 must be above 0"),
         ({"every": 0}, "every=0"),
+        ({"start": -1}, "start=-1 must be an integer from 0"),
+        ({"start": "a"}, "start='a'"),
+        ({"disjoint": "no"}, "disjoint='no' must be True or False"),
         ({"moves": "gradients"}, "Did you mean 'gradient'"),
     ],
 )

@@ -47,8 +47,8 @@ class OpenBlock:
     @cached_property
     def preferred(self) -> Tensor:
         """Of children whose weights for an input are equally large, the one that reads it: uint8
-        `[experts, parents, inputs]`, as the random split has it."""
-        children = draw_up_children(self.spec).to(self.down.weight.device)
+        `[experts, parents, inputs]` on the CPU, as the random split has it."""
+        children = draw_up_children(self.spec)
         return children.view(self.spec.experts, self.spec.parents, -1)
 
     @torch.no_grad()

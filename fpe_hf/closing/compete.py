@@ -101,7 +101,8 @@ def _largest(block: OpenBlock, expert: int, total: Tensor) -> Tensor:
     winners &= best > 0
     if int(winners.count_nonzero()) > int(best.count_nonzero()):  # some are equally large
         child = torch.arange(len(total), dtype=torch.uint8, device=total.device)
-        preferred = winners & (block.preferred[expert] == child.view(-1, 1, 1))
+        drawn = block.preferred[expert].to(total.device)
+        preferred = winners & (drawn == child.view(-1, 1, 1))
         first = winners & (winners.cumsum(0) == 1)
         winners = torch.where(preferred.any(0), preferred, first)
     return winners

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..discovery import find_mlps
+from ..discovery import MLPBlock, find_mlps
 from ..layers import UpLayer
 from ..linear import weight_of
-from ..modules import fpe_layers
+from ..modules import fpe_layers, take_weights
 from .weights import feature_capacity, gram_off_diagonal_energy, mean_cosine
 
 
@@ -42,7 +42,8 @@ def interference(model: nn.Module, names: Iterable[str] | None = None) -> list[I
             model, the ups that `fpe_hf.find_mlps` finds.
 
     Returns:
-        One entry per projection.
+        One entry per projection; experts whose matrices a parameter stacks have one each, named
+        `parameter[expert]`.
     """
     return [
         Interference(
@@ -57,10 +58,30 @@ def interference(model: nn.Module, names: Iterable[str] | None = None) -> list[I
 
 
 def _up_weights(model: nn.Module, names: Iterable[str] | None) -> Iterator[tuple[str, Tensor]]:
-    if names is None:
-        names = [name for name, layer in fpe_layers(model) if isinstance(layer, UpLayer)]
-        names = names or [up for block in find_mlps(model) for up in block.ups]
-    for name in names:
-        module = model.get_submodule(name)
-        weight = module.dense_weight() if isinstance(module, UpLayer) else weight_of(module)
-        yield name, weight.detach()
+    if names is not None:
+        found = ((name, _weight(model.get_submodule(name))) for name in names)
+    elif next(fpe_layers(model), None) is not None:
+        found = (
+            (layer.key(name, "weight").removesuffix(".weight"), layer.dense_weight())
+            for name, layer in fpe_layers(model)
+            if isinstance(layer, UpLayer)
+        )
+    else:
+        found = (pair for block in find_mlps(model) for pair in _plain_ups(model, block))
+    for name, weight in found:
+        if weight.dim() == 3:
+            yield from ((f"{name}[{e}]", own.detach()) for e, own in enumerate(weight))
+        else:
+            yield name, weight.detach()
+
+
+def _weight(module: nn.Module) -> Tensor:
+    return module.dense_weight() if isinstance(module, UpLayer) else weight_of(module)
+
+
+def _plain_ups(model: nn.Module, block: MLPBlock) -> Iterator[tuple[str, Tensor]]:
+    if block.experts == 1:
+        yield from ((name, weight_of(model.get_submodule(name))) for name in block.ups)
+        return
+    for name, up in zip(block.ups, take_weights(model, block).ups, strict=True):
+        yield name, up.unflatten(1, (block.experts, -1)).transpose(0, 1).flatten(1, 2)

@@ -13,12 +13,20 @@ from torch import Tensor, nn
 
 import fpe_hf
 from fpe_hf.errors import ConfigError
-from fpe_hf.metrics import feature_capacity, gram_off_diagonal_energy, interference, mean_cosine
+from fpe_hf.metrics import (
+    Interference,
+    feature_capacity,
+    gram_off_diagonal_energy,
+    interference,
+    mean_cosine,
+)
+from tiny_moe import MIXTURES, tiny_mixture
 
 ENTRIES = st.integers(-3, 3).map(float)
 MATRICES = st.tuples(st.integers(1, 6), st.integers(1, 6)).flatmap(
     lambda shape: arrays(np.float64, shape, elements=ENTRIES).map(torch.from_numpy)
 )
+
 CHUNKS = st.integers(1, 7)
 
 
@@ -80,6 +88,24 @@ def test_whole_models_plain_and_widened() -> None:
     assert found.mean_cosine == mean_cosine(weight)
     assert found.gram_off_diagonal_energy == gram_off_diagonal_energy(weight)
     assert found.feature_capacity > plain.feature_capacity
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_stacked_experts_one_by_one(family: str) -> None:
+    def measured() -> dict[str, Interference]:
+        return {own.name: own for own in interference(model)}
+
+    model = tiny_mixture(family)
+    plain = measured()
+    fpe_hf.widen(model, alpha=2, split="learned")
+    opened = measured()
+    fpe_hf.BudgetSchedule(model, 10).close()
+    closed = measured()
+    assert any(name.endswith("[1]") for name in plain)
+    assert opened.keys() == closed.keys() == plain.keys()
+    for name, own in plain.items():
+        assert opened[name].neurons == closed[name].neurons == 2 * own.neurons
+        assert own.feature_capacity < closed[name].feature_capacity
 
 
 def test_a_matrix_is_needed() -> None:
