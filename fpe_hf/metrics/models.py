@@ -62,7 +62,7 @@ def _up_weights(model: nn.Module, names: Iterable[str] | None) -> Iterator[tuple
         found = ((name, _weight(model.get_submodule(name))) for name in names)
     elif next(fpe_layers(model), None) is not None:
         found = (
-            (layer.key(name, "weight").removesuffix(".weight"), layer.dense_weight())
+            (layer.key(name, "weight") if layer.host_names else name, layer.dense_weight())
             for name, layer in fpe_layers(model)
             if isinstance(layer, UpLayer)
         )

@@ -101,7 +101,8 @@ def test_stacked_experts_one_by_one(family: str) -> None:
     opened = measured()
     fpe_hf.BudgetSchedule(model, 10).close()
     closed = measured()
-    assert any(name.endswith("[1]") for name in plain)
+    # Those of switch are modules, each with a name of its own.
+    assert family == "switch" or any(name.endswith("[1]") for name in plain)
     assert opened.keys() == closed.keys() == plain.keys()
     for name, own in plain.items():
         assert opened[name].neurons == closed[name].neurons == 2 * own.neurons
