@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -32,6 +33,8 @@ from .modules import blocks_of, fpe_layers
 from .planning import BlockSpec
 from .planning.spec import OPEN
 from .splits import derive_seed
+
+logger = logging.getLogger("fpe_hf")
 
 _EVENTS = 100
 """How often masks change, unless it is said."""
@@ -181,6 +184,12 @@ class BudgetSchedule:
         self._closed = [block.down.spec for block in self._blocks]
         if not self._disjoint:
             return
+        if self._optimizer is None and self._step:
+            logger.warning(
+                "The budget is closed, and the widened layers have new parameters, which an "
+                "optimizer that was made before does not train: make a new one of "
+                "model.parameters(), or pass it to BudgetSchedule(optimizer=...)."
+            )
         blocks, self._blocks, self._closed = self._blocks, [], []
         self._watched = {}
         for block in blocks:

@@ -350,3 +350,16 @@ def test_states_of_other_schedules_leave_the_model_as_it_is() -> None:
         after = model.state_dict()
         assert after.keys() == before.keys()
         assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_who_passes_no_optimizer_is_told_that_parameters_are_new(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for optimizer, told in ((None, True), (torch.optim.SGD, False)):
+        caplog.clear()
+        model = mlp()
+        own = optimizer and optimizer(model.parameters(), lr=0.1)
+        schedule = fpe_hf.BudgetSchedule(model, 10, optimizer=own)
+        schedule.step()
+        schedule.close()
+        assert ("make a new one" in caplog.text) == told

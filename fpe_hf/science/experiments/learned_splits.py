@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ...errors import ConfigError, MissingDataError, did_you_mean
 from ...files import write_whole
-from ..arms import CLOSED, Run, train_run
+from ..arms import ARMS, CLOSED, Run, train_run
 from ..report import Report, Row, new_figure
 from ..statistics import Mean, mean
 from ..tasks import Task
@@ -292,7 +292,8 @@ def _figure(table: Sequence[Row]) -> object:
                 for r in own
             ]
             gains, errors = ([row[name] for row in own] for name in ("gain", "gain ci95"))
-            ax.errorbar(gains, heights, xerr=errors, fmt="o", markersize=4, label=arm)
+            color = f"C{ARMS.index(arm)}"
+            ax.errorbar(gains, heights, xerr=errors, fmt="o", markersize=4, label=arm, color=color)
         ax.axvline(0, color="grey", linewidth=0.8)
         ax.set_yticks(range(len(names)), [f"{t} {w}, α={a}" for t, w, a in names])
         ax.invert_yaxis()
