@@ -172,6 +172,14 @@ def fpe_layers(model: nn.Module) -> Iterator[tuple[str, FPELayer]]:
             yield name, module
 
 
+def nonzeros(model: nn.Module) -> int:
+    """Trainable and frozen numbers of a model, without those that open layers hold at zero."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    for _, layer in fpe_layers(model):
+        total -= sum(number.numel() for number in layer.numbers().values()) - layer.nonzeros()
+    return total
+
+
 _WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 """Parts of names that torch's wrappers add, and leave out of state dicts."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,9 +12,8 @@ from ..layers import OpenLayer
 from ..layers.base import INDEX_BUFFERS
 from ..modules import fpe_layers
 from ..planning import BlockSpec
-from ..planning.spec import INDEPENDENT
 from .block import OpenBlock, open_blocks
-from .pack import closed_layers, put
+from .pack import closed_layers, closed_spec, put
 
 _SHAPE = (
     *("ups", "down", "alpha", "in_features", "parents", "out_features", "fused", "experts"),
@@ -79,17 +77,5 @@ def close_as(model: nn.Module, specs: Sequence[BlockSpec]) -> None:
 
 def _closed_spec(block: OpenBlock, given: list[dict[str, Tensor]]) -> BlockSpec:
     """The closed block that has tensors of these names and sizes."""
-    *ups, down = given
-    spec = block.down.spec
-    entries = spec.sources_per_up * spec.all_parents * spec.in_features
-    return replace(
-        spec,
-        layout="element",
-        fan_out=INDEPENDENT,
-        final_weights=(),
-        assignment="kept" if "codes" in ups[0] else "hash",
-        up_values=tuple(own["weight"].numel() for own in ups),
-        down_values=down["weight"].numel(),
-        up_pruned=tuple(own["weight"].numel() < entries for own in ups),
-        down_pruned="keep" in down,
-    )
+    *ups, down = (own["weight"].numel() for own in given)
+    return closed_spec(block, "codes" not in given[0], ups, down)

@@ -82,9 +82,8 @@ def follow(
 
 def adopt(optimizer: Optimizer | None) -> None:
     """Has an optimizer train what took the place of its parameters when a state was loaded."""
-    for old in (
-        () if optimizer is None else [p for g in optimizer.param_groups for p in g["params"]]
-    ):
+    groups = [] if optimizer is None else optimizer.param_groups
+    for old in [own for group in groups for own in group["params"]]:
         new = successor(old)
         if new is not None:
             follow(optimizer, old, new)

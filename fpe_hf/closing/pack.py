@@ -67,6 +67,33 @@ def pack(model: nn.Module, block: OpenBlock) -> list[Packed]:
     return packed
 
 
+def closed_spec(
+    block: OpenBlock, is_drawn: bool, up_values: Sequence[int], down_values: int
+) -> BlockSpec:
+    """What a block becomes.
+
+    Args:
+        block: The open block.
+        is_drawn: Whether its inputs ended where the random split would have put them.
+        up_values: Weights that each up projection keeps.
+        down_values: Weights that the down projection keeps.
+    """
+    return replace(
+        block.down.spec,
+        layout="element",
+        fan_out=INDEPENDENT,
+        final_weights=(),
+        assignment="hash" if is_drawn else "kept",
+        up_values=tuple(up_values),
+        down_values=down_values,
+        up_pruned=tuple(
+            values < up.values // block.spec.alpha
+            for values, up in zip(up_values, block.ups, strict=True)
+        ),
+        down_pruned=down_values < block.down.values,
+    )
+
+
 def closed_layers(block: OpenBlock, spec: BlockSpec) -> list[ElementUp | ElementDown]:
     """Empty layers for a closed block, in the order of the open ones, with their biases."""
     weight = block.down.weight
@@ -108,24 +135,20 @@ def _closed_plan(block: OpenBlock) -> BlockPlan:
     readers = torch.cat(masks).any(0)  # [experts, alpha, parents, inputs]
     if int(readers.sum(1).max()) > 1:
         raise BudgetError(f"children of block {block.spec.name!r} share inputs.")
-    spec = replace(block.down.spec, layout="element", fan_out=INDEPENDENT, final_weights=())
     children = readers.to(torch.uint8).argmax(1).to(torch.uint8).flatten(0, 1).cpu()
-    drawn = draw_up_children(spec)
-    is_drawn = (children == drawn) | ~readers.any(1).flatten(0, 1).cpu()
+    drawn = draw_up_children(block.spec)
+    is_drawn = bool(((children == drawn) | ~readers.any(1).flatten(0, 1).cpu()).all())
     up_keep = [mask.any(2).flatten(1, 2) for mask in masks]
     down_keep = _by_output(block.down.by_child(block.down.mask))
+    up_values = [int(keep.count_nonzero()) for keep in up_keep]
+    spec = closed_spec(block, is_drawn, up_values, int(down_keep.count_nonzero()))
     return BlockPlan(
-        spec=replace(
-            spec,
-            assignment="hash" if bool(is_drawn.all()) else "kept",
-            up_values=tuple(int(keep.count_nonzero()) for keep in up_keep),
-            down_values=int(down_keep.count_nonzero()),
-            up_pruned=tuple(not bool(keep.all()) for keep in up_keep),
-            down_pruned=not bool(down_keep.all()),
+        spec=spec,
+        up_children=drawn if is_drawn else children,
+        up_keep=tuple(
+            keep if pruned else None for keep, pruned in zip(up_keep, spec.up_pruned, strict=True)
         ),
-        up_children=drawn if bool(is_drawn.all()) else children,
-        up_keep=tuple(None if bool(keep.all()) else keep for keep in up_keep),
-        down_keep=None if bool(down_keep.all()) else down_keep,
+        down_keep=down_keep if spec.down_pruned else None,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import modules
 from ..closing import open_blocks
 from ..config import FPEConfig
 from ..conversion import apply_plans, plan_blocks, widen
@@ -144,12 +145,8 @@ def wide_dense(recipe: Recipe, prepared: Prepared, seed: int, inputs: Mapping[st
 
 def nonzeros(model: Any) -> int:
     """Trainable and frozen numbers of a model that are not zero by structure."""
-    total: int = sum(parameter.numel() for parameter in model.parameters())
     masked = (m for m in model.modules() if isinstance(m, MaskedLinear))
-    dead = sum(int((~module.mask).sum()) for module in masked)
-    for _, layer in fpe_layers(model):
-        dead += sum(number.numel() for number in layer.numbers().values()) - layer.nonzeros()
-    return total - dead
+    return modules.nonzeros(model) - sum(int((~module.mask).sum()) for module in masked)
 
 
 def is_widened(model: Any) -> bool:

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..conversion import widen
 from ..metrics import interference
+from ..modules import nonzeros
 from ..schedule import BudgetSchedule
 from ..splits import register_split
 from .tasks import Task
@@ -137,13 +138,6 @@ def flops_per_step(task: Task, width: int) -> int:
     with FlopCounterMode(display=False) as counter:
         task.loss(model, x, y).backward()
     return int(counter.get_total_flops())
-
-
-def nonzeros(model: nn.Module) -> int:
-    """Trainable values of a model, without those that a mask holds at zero."""
-    masks = [buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] == "mask"]
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return total - sum(int((~mask).sum()) for mask in masks)
 
 
 def _split_at(run: Run, steps: int) -> int | None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import fpe_hf
-from fpe_hf.science.arms import ARMS, Run, flops_per_step, nonzeros, train_run
+from fpe_hf.modules import nonzeros
+from fpe_hf.science.arms import ARMS, Run, flops_per_step, train_run
 from fpe_hf.science.data import digits
 from fpe_hf.science.tasks import Task, mlp
 
