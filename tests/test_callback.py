@@ -17,23 +17,18 @@ from transformers import (
     PreTrainedModel,
     Trainer,
     TrainerCallback,
-    TrainingArguments,
 )
 
 import fpe_hf
+import trainers
 from fpe_hf.layers import OpenLayer
 from fpe_hf.modules import fpe_layers
-from tiny_models import VOCAB, tiny_model
+from tiny_models import tiny_model
 from tiny_moe import tiny_mixture
+from trainers import sentences
 
 STEPS, CLOSING = 10, 7  # end=0.7
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
-
-
-def sentences(count: int = 64) -> list[dict[str, Any]]:
-    """Token ids; the label is the residue of the first one."""
-    ids = torch.randint(5, VOCAB, (count, 6), generator=torch.Generator().manual_seed(0))
-    return [{"input_ids": row.tolist(), "labels": int(row[0]) % 5} for row in ids]
 
 
 def opened(family: str = "bert_classifier", **options: Any) -> PreTrainedModel:
@@ -43,28 +38,7 @@ def opened(family: str = "bert_classifier", **options: Any) -> PreTrainedModel:
 def trainer(
     model: PreTrainedModel, folder: Path, *callbacks: TrainerCallback, **options: Any
 ) -> Trainer:
-    settings: dict[str, Any] = {
-        "max_steps": STEPS,
-        "learning_rate": 1e-2,
-        "weight_decay": 0.1,
-        "per_device_train_batch_size": 4,
-        "use_cpu": True,
-        "report_to": [],
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "optim": "adamw_torch",
-    }
-    optimizers = options.pop("optimizers", (None, None))
-    arguments = TrainingArguments(output_dir=str(folder), **settings | options)
-    return Trainer(
-        model,
-        arguments,
-        train_dataset=sentences(),
-        eval_dataset=sentences(8),
-        callbacks=list(callbacks),
-        optimizers=optimizers,
-    )
+    return trainers.trainer(model, folder, *callbacks, **{"max_steps": STEPS, **options})
 
 
 def assert_same(first: nn.Module, second: nn.Module) -> None:

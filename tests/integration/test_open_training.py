@@ -59,6 +59,16 @@ def opened(kind: str = "plain", **options: Any) -> Any:
     return fpe_hf.widen(KINDS[kind][0](), **{"alpha": 3, "split": "learned", **options})
 
 
+def train_whole(model: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer) -> None:
+    """From an open budget to the end of the training."""
+    schedule = fpe_hf.BudgetSchedule(model, STEPS, optimizer=optimizer)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss(model, step).backward()
+        optimizer.step()
+        schedule.step()
+
+
 class Run:
     """A model in training: what a script has."""
 
@@ -314,12 +324,7 @@ def test_frozen_blocks_close_and_stay_frozen() -> None:
     frozen = model.bert.encoder.layer[0].requires_grad_(False)
     before = {name: own.clone() for name, own in frozen.named_parameters() if "bias" in name}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    schedule = fpe_hf.BudgetSchedule(model, STEPS, optimizer=optimizer)
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        bert_loss(model, step).backward()
-        optimizer.step()
-        schedule.step()
+    train_whole(model, bert_loss, optimizer)
     assert not any(own.requires_grad for own in frozen.parameters())
     assert all(own.requires_grad for own in model.bert.encoder.layer[1].parameters())
     for name, own in before.items():
@@ -331,12 +336,7 @@ def test_everything_but_the_blocks_is_frozen() -> None:
     model = fpe_hf.widen(tiny_model("llama").requires_grad_(False), alpha=3, split="learned")
     own = [p for _, layer in fpe_layers(model) for p in layer.requires_grad_(True).parameters()]
     optimizer = torch.optim.AdamW(own, lr=1e-2)
-    schedule = fpe_hf.BudgetSchedule(model, STEPS, optimizer=optimizer)
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        mixture_loss(model, step).backward()
-        optimizer.step()
-        schedule.step()
+    train_whole(model, mixture_loss, optimizer)
     trained = [p for p in model.parameters() if p.requires_grad]
     assert trained == optimizer.param_groups[0]["params"]
     assert len(trained) == len(own)
@@ -415,12 +415,7 @@ def test_tied_projections_close_as_one() -> None:
     model = nn.Sequential(model[0], nn.Linear(3, 12), model[1])
     fpe_hf.widen(model, alpha=3, split="learned")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    schedule = fpe_hf.BudgetSchedule(model, STEPS, optimizer=optimizer)
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        perceptron_loss(model, step).backward()
-        optimizer.step()
-        schedule.step()
+    train_whole(model, perceptron_loss, optimizer)
     assert model[0][0].weight is model[2][0].weight
     assert fpe_hf.audit(model, strict=True).ok
 

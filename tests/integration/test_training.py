@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
-    Trainer,
-    TrainingArguments,
 )
 
 import fpe_hf
 from fpe_hf.modules import fpe_layers
-from tiny_models import VOCAB, tiny_model
+from tiny_models import tiny_model
+from trainers import sentences, trainer
 
 WAYS: dict[str, dict[str, Any]] = {
     "element": {"alpha": 2},
@@ -26,28 +25,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "exact": {"coupling": 1.0, "fan_out": "partition"},
     "learned": {"coupling": 0.5, "learn_coupling": True, "bias": "child", "alpha": 3},
 }
-
-
-def sentences(count: int = 64) -> list[dict[str, Any]]:
-    """Token ids; the label is the residue of the first one."""
-    ids = torch.randint(5, VOCAB, (count, 6), generator=torch.Generator().manual_seed(0))
-    return [{"input_ids": row.tolist(), "labels": int(row[0]) % 5} for row in ids]
-
-
-def trainer(model: PreTrainedModel, folder: Path, **options: Any) -> Trainer:
-    settings = {
-        "learning_rate": 1e-2,
-        "weight_decay": 0.1,
-        "per_device_train_batch_size": 4,
-        "use_cpu": True,
-        "report_to": [],
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "optim": "adamw_torch",
-    }
-    arguments = TrainingArguments(output_dir=str(folder), **settings | options)
-    return Trainer(model, arguments, train_dataset=sentences(), eval_dataset=sentences(8))
 
 
 def indices(model: nn.Module) -> dict[str, dict[str, Tensor]]:
