@@ -105,7 +105,7 @@ def half_width(values: Sequence[float]) -> float | None:
     from scipy.stats import t
 
     quantile = float(t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1))
-    return quantile * statistics.stdev(sorted(values)) / len(values) ** 0.5
+    return quantile * statistics.stdev(sorted(values)) / math.sqrt(len(values))
 
 
 def paired_half_width(ours: npt.ArrayLike, theirs: npt.ArrayLike) -> float:
@@ -117,7 +117,7 @@ def paired_half_width(ours: npt.ArrayLike, theirs: npt.ArrayLike) -> float:
     """
     difference = (np.asarray(ours, float) - np.asarray(theirs, float)).mean(0)
     spread = difference.std(ddof=1) if len(difference) > 1 else 1.0
-    return _NORMAL * float(spread) / len(difference) ** 0.5
+    return _NORMAL * float(spread) / math.sqrt(len(difference))
 
 
 def binomial_half_width(ours: float, theirs: float, examples: int) -> float:
@@ -131,4 +131,4 @@ def binomial_half_width(ours: float, theirs: float, examples: int) -> float:
         examples: How many there are.
     """
     disagree = min(ours + theirs, 2 - ours - theirs)
-    return _NORMAL * max(disagree - (ours - theirs) ** 2, 0.0) ** 0.5 / examples**0.5
+    return _NORMAL * math.sqrt(max(disagree - (ours - theirs) ** 2, 0.0) / examples)

@@ -71,6 +71,7 @@ class BudgetSchedule:
 
     Attributes:
         open: Whether the budget is open.
+        end: The step after which it is closed.
 
     Raises:
         ConfigError: A value is not accepted, parameters are in parts (FSDP, DeepSpeed), or the
@@ -145,6 +146,11 @@ class BudgetSchedule:
         if any(block.down.closed for block in self._blocks):
             self._let_go()
         return bool(self._blocks) and not self._closed
+
+    @property
+    def end(self) -> int:
+        """The step after which the budget is closed."""
+        return self._end
 
     @property
     def nonzeros(self) -> int:

@@ -51,6 +51,7 @@ def model_card(repo_id: str, facts: ModelFacts, revision: str | None = None) -> 
         load=f'.from_pretrained("{repo_id}"{on})',
         auto_class=_auto_class(facts),
         results=_results(facts.evaluations),
+        verdicts=any(one.verdict for one in facts.evaluations),
         spread=any(one.spread is not None for one in facts.evaluations),
         sizes=_sizes(facts),
         by_block=_by_block(facts),
@@ -105,6 +106,7 @@ def _results(evaluations: Sequence[Evaluation]) -> str:
         "dataset": [plain(one.dataset) for one in evaluations],
         "metric": [plain(one.metric) for one in evaluations],
         "value": [_value(one) for one in evaluations],
+        "beside dense": [one.verdict or "" for one in evaluations],
         "seeds": [_or_blank(one.seeds) for one in evaluations],
         "non-zero parameters": [_or_blank(one.nonzeros) for one in evaluations],
     }

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from typing import get_args
 
+from ..comparing import Word
 from ..errors import CheckpointError
 
 RESULTS = "results.json"
@@ -25,6 +27,7 @@ class Evaluation:
         seeds: Number of seeds.
         spread: Standard deviation over seeds.
         nonzeros: Non-zero parameters of the arm.
+        verdict: What can be said of it beside the dense arm (see `fpe_hf.comparing`).
     """
 
     arm: str
@@ -34,14 +37,15 @@ class Evaluation:
     seeds: int | None = None
     spread: float | None = None
     nonzeros: int | None = None
+    verdict: str | None = None
 
 
 def read_results(folder: Path) -> tuple[Evaluation, ...]:
     """Reads the `results.json` of a folder; without one there are no evaluations.
 
     The file is `{"dataset": ..., "metric": ..., "arms": {name: {"mean": ..., "std": ...,
-    "values": [...], "nonzeros": ...}}}`; of an arm only `mean` is required. Other keys are
-    ignored.
+    "values": [...], "nonzeros": ..., "verdict": ...}}}`; of an arm only `mean` is required. Other
+    keys are ignored.
 
     Raises:
         CheckpointError: The file is there and is something else.
@@ -66,6 +70,11 @@ def _evaluation(file: str, dataset: str, metric: str, name: str, arm: object) ->
     if mean is None:
         raise CheckpointError(f"{where} has no 'mean'.")
     values, nonzeros = fields.get("values"), fields.get("nonzeros")
+    verdict = fields.get("verdict")
+    if verdict is not None and verdict not in get_args(Word):
+        raise CheckpointError(
+            f"verdict={verdict!r} of {where} must be one of {', '.join(get_args(Word))}."
+        )
     return Evaluation(
         arm=name,
         metric=metric,
@@ -74,6 +83,7 @@ def _evaluation(file: str, dataset: str, metric: str, name: str, arm: object) ->
         seeds=len(values) if isinstance(values, list) else None,
         spread=_number(fields, "std", where),
         nonzeros=nonzeros if type(nonzeros) is int else None,
+        verdict=verdict if isinstance(verdict, str) else None,
     )
 
 

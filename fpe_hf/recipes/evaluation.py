@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -60,6 +63,38 @@ def make_compute_metrics(names: Sequence[str]) -> Callable[[Any], dict[str, floa
         return {name: measure(ranked, labels) for name, measure in measures.items()}
 
     return compute
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What became of every evaluation example, in classification.
+
+    Attributes:
+        examples: How many there are.
+        bits: Whether each was right, packed, in base64.
+        by_class: Per class, how many were right, and how many there are.
+    """
+
+    examples: int
+    bits: str
+    by_class: list[list[int]]
+
+    @classmethod
+    def of(cls, predictions: Any, labels: Any) -> Outcomes | None:
+        """Reads what the Trainer hands to metrics; `None` if it is not one class per example."""
+        ranked, labels = np.asarray(predictions), np.asarray(labels)
+        if ranked.ndim != 2 or labels.ndim != 1 or not len(labels) or labels.min() < 0:
+            return None
+        right = ranked[:, 0] == labels
+        of_class = np.bincount(labels)
+        right_of_class = np.bincount(labels[right], minlength=len(of_class))
+        bits = base64.b64encode(np.packbits(right).tobytes()).decode()
+        return cls(len(labels), bits, np.stack([right_of_class, of_class], 1).tolist())
+
+    def right(self) -> npt.NDArray[np.bool_]:
+        """Whether each example was right."""
+        packed = np.frombuffer(base64.b64decode(self.bits), np.uint8)
+        return np.unpackbits(packed, count=self.examples).astype(bool)
 
 
 def best_classes(logits: Any, labels: Tensor) -> Tensor:

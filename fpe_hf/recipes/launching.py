@@ -85,8 +85,8 @@ def _finish(
     recipe: Recipe, results: Results, prepared: Prepared, say: Callable[[str], None]
 ) -> None:
     """Writes the report of a run, and pushes the model if that is wanted."""
-    from .report import measure_saved, write_report
-    from .running import model_folder
+    from .report import keep_measured, measure_saved, report_again
+    from .results import model_folder
 
     folder = recipe.output.folder
     seed = recipe.compare.seeds[0]
@@ -96,7 +96,8 @@ def _finish(
         model_folder(folder, "fpe", seed),
         prepared.example_inputs(_TIMED),
     )
-    write_report(results, folder, latency)
+    keep_measured(folder, latency)
+    report_again(folder)
     say(f"Report: {folder / 'report.html'}")
     if recipe.output.push is not None:
         from .pushing import push_run

@@ -8,8 +8,7 @@ from pathlib import Path
 from ..files import scratch
 from ..hub import Pushed, push_to_hub
 from .claiming import RECIPE
-from .results import RESULTS, Results
-from .running import model_folder
+from .results import RESULTS, Results, model_folder
 from .schema import Recipe
 
 _BESIDE = (RECIPE, RESULTS, "report.md", "*.png")

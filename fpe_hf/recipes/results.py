@@ -1,21 +1,34 @@
-"""What came out of a run: per arm and seed, and over the seeds."""
+"""What came out of a run: per arm and seed, over the seeds, and of one arm beside another."""
 
 from __future__ import annotations
 
 import json
 import math
 import statistics
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+
+from ..comparing import (
+    Difference,
+    Word,
+    binomial_half_width,
+    compare,
+    paired_half_width,
+)
 from .checkpoints import write_json
-from .evaluation import LOWER_IS_BETTER
+from .evaluation import LOWER_IS_BETTER, Outcomes
 from .preprocessing import Prepared
 from .schema import Recipe
 
-RESULTS = "results.json"
+RESULTS, MODEL = "results.json", "model"
+
+
+def model_folder(folder: Path, arm: str, seed: int) -> Path:
+    """Where a run keeps the trained model of an arm."""
+    return folder / f"seed-{seed}" / arm / MODEL
 
 
 @dataclass(frozen=True)
@@ -27,7 +40,8 @@ class ArmResult:
         seed: Seed.
         steps: Optimizer steps, those before the split included.
         metrics: Name -> value after the last step, on the evaluation examples.
-        curve: `step`, the metrics and `nonzeros` (if they can be counted), at every evaluation.
+        curve: `step`, the metrics and `nonzeros` (if they can be counted), at every evaluation;
+            `nonzeros` alone where training begins and at the split.
         nonzeros: Numbers of the model that are not zero by structure; 0 if unknown.
         seconds: Wall time of the training, evaluations in its course and that before the split
             included.
@@ -36,6 +50,8 @@ class ArmResult:
         flops: Of the whole training, as `fpe_hf.recipes.costs` estimates them; 0 if unknown.
         peak_parameters: Most trainable parameters at any time; 0 if unknown.
         disk_bytes: Of the trained model's tensors on disk; 0 if unknown.
+        closed: The step at which an open budget was closed; 0 if there was none.
+        outcomes: What became of every evaluation example, for classification.
     """
 
     arm: str
@@ -50,6 +66,8 @@ class ArmResult:
     flops: float = 0.0
     peak_parameters: int = 0
     disk_bytes: int = 0
+    closed: int = 0
+    outcomes: Outcomes | None = None
 
     def summary(self, metric: str) -> str:
         """One line."""
@@ -62,7 +80,13 @@ class ArmResult:
     @classmethod
     def read(cls, file: Path) -> ArmResult:
         """Reads what `write` wrote."""
-        return cls(**json.loads(file.read_text(encoding="utf-8")))
+        return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ArmResult:
+        """The opposite of `dataclasses.asdict`."""
+        outcomes = values.get("outcomes")
+        return cls(**{**values, "outcomes": outcomes and Outcomes(**outcomes)})
 
 
 @dataclass(frozen=True)
@@ -75,7 +99,8 @@ class Summary:
         std: Standard deviation over the seeds, 0 for a single one.
         values: One per seed.
         gain: Mean over seeds of the difference to `dense` with the same seed, positive if better.
-        gain_error: Standard error of `gain`; `None` for a single seed.
+        gain_ci95: Half of the 95 % interval of `gain`; `None` if nothing is known about it.
+        verdict: Beside `dense`; `None` for itself, and where a value is not finite.
         nonzeros: As in `ArmResult`.
     """
 
@@ -84,8 +109,53 @@ class Summary:
     std: float
     values: list[float]
     gain: float
-    gain_error: float | None
+    gain_ci95: float | None
+    verdict: Word | None
     nonzeros: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm beside another by one metric, over the seeds that both have.
+
+    Attributes:
+        metric: Name.
+        arm: The arm.
+        other: What it is compared with.
+        value: Mean of the arm.
+        other_value: Mean of the other.
+        difference: How much better the arm is.
+        evaluation: What the evaluation set's share in the interval goes by: what became of every
+            example, a bound that follows from the two values alone, or nothing.
+    """
+
+    metric: str
+    arm: str
+    other: str
+    value: float
+    other_value: float
+    difference: Difference
+    evaluation: Literal["examples", "bound", "unknown"]
+
+    @property
+    def word(self) -> Word | None:
+        """What can be said."""
+        return self.difference.word
+
+    @property
+    def gain(self) -> float:
+        """Mean over seeds, positive if the arm is better."""
+        return self.difference.gain
+
+    @property
+    def seeds(self) -> int:
+        """How many pairs were compared."""
+        return len(self.difference.gains)
+
+    @property
+    def wins(self) -> int:
+        """Seeds with which the arm is ahead."""
+        return sum(gain > 0 for gain in self.difference.gains)
 
 
 @dataclass(frozen=True)
@@ -99,6 +169,7 @@ class Results:
         runs: Every arm of every seed.
         classes: Number of classes, 0 if there are none.
         examples: Number of training and of evaluation examples, 0 for streams.
+        class_names: Names of the classes.
     """
 
     recipe: dict[str, Any]
@@ -107,6 +178,7 @@ class Results:
     runs: list[ArmResult]
     classes: int
     examples: tuple[int, int]
+    class_names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, recipe: Recipe, runs: list[ArmResult], prepared: Prepared) -> Results:
@@ -120,6 +192,7 @@ class Results:
             runs=runs,
             classes=len(prepared.classes),
             examples=(sizes[0], sizes[1]),
+            class_names=prepared.classes,
         )
 
     @property
@@ -131,6 +204,34 @@ class Results:
         """The runs of an arm, by seed."""
         return sorted((run for run in self.runs if run.arm == arm), key=lambda run: run.seed)
 
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The recipe's metrics, and the loss, which every run measures."""
+        return tuple(dict.fromkeys((*self.metrics, "loss")))
+
+    def compare(self, arm: str, other: str = "dense", metric: str | None = None) -> Comparison:
+        """Compares two arms by the rule of `fpe_hf.comparing`.
+
+        Args:
+            arm: The arm.
+            other: What it is compared with.
+            metric: Name; by default the first.
+        """
+        metric = metric or self.metrics[0]
+        ours, theirs = ({run.seed: run for run in self.of_arm(name)} for name in (arm, other))
+        pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+        values = [[run.metrics[metric] for run in runs] for runs in zip(*pairs, strict=True)]
+        means = [statistics.fmean(own) for own in values]
+        lower = metric in LOWER_IS_BETTER
+        if lower or not all(map(math.isfinite, means)):
+            half, by = _UNKNOWN
+        else:
+            half, by = _evaluation(metric, pairs, (means[0], means[1]), self.examples[1])
+        difference = compare(
+            *values, lower_is_better=lower, scale=None if lower else 1.0, evaluation=half
+        )
+        return Comparison(metric, arm, other, means[0], means[1], difference, by)
+
     def summary(self, metric: str | None = None) -> list[Summary]:
         """Every arm over the seeds.
 
@@ -138,21 +239,20 @@ class Results:
             metric: Name; by default the first.
         """
         metric = metric or self.metrics[0]
-        sign = -1 if metric in LOWER_IS_BETTER else 1
-        dense = {run.seed: run.metrics[metric] for run in self.of_arm("dense")}
         summaries = []
         for arm in self.arms:
             runs = self.of_arm(arm)
             values = [run.metrics[metric] for run in runs]
-            gains = [sign * (run.metrics[metric] - dense[run.seed]) for run in runs]
+            beside = self.compare(arm, metric=metric)
             summaries.append(
                 Summary(
                     arm=arm,
                     mean=statistics.fmean(values),
-                    std=_spread(values) or 0.0,
+                    std=_spread(values),
                     values=values,
-                    gain=statistics.fmean(gains),
-                    gain_error=standard_error(gains),
+                    gain=beside.gain,
+                    gain_ci95=None if arm == "dense" else beside.difference.half_width,
+                    verdict=None if arm == "dense" else beside.word,
                     nonzeros=runs[0].nonzeros,
                 )
             )
@@ -178,22 +278,39 @@ class Results:
         return cls(
             **{name: content[name] for name in names},
             metrics=tuple(content["metrics"]),
-            runs=[ArmResult(**run) for run in content["runs"]],
+            runs=[ArmResult.from_dict(run) for run in content["runs"]],
             examples=tuple(content["examples"]),
+            class_names=tuple(content.get("class_names", ())),
         )
 
 
-def standard_error(values: Iterable[float]) -> float | None:
-    """Of the mean; `None` for fewer than two values."""
-    values = list(values)
-    spread = _spread(values)
-    return None if spread is None else spread / len(values) ** 0.5
+_Evaluation = tuple[float | None, Literal["examples", "bound", "unknown"]]
+_UNKNOWN: _Evaluation = None, "unknown"
 
 
-def _spread(values: list[float]) -> float | None:
-    """Standard deviation; `None` for fewer than two values, NaN if one is not finite."""
+def _evaluation(
+    metric: str,
+    pairs: list[tuple[ArmResult, ArmResult]],
+    means: tuple[float, float],
+    examples: int,
+) -> _Evaluation:
+    """What the evaluation set implies for a share, and what that goes by."""
+    if metric == "accuracy":
+        right = [[run.outcomes.right() for run in pair if run.outcomes] for pair in pairs]
+        if len({len(one) for pair in right for one in pair}) == 1 and all(
+            len(pair) == len(means) for pair in right
+        ):
+            ours, theirs = zip(*right, strict=True)
+            return paired_half_width(np.stack(ours), np.stack(theirs)), "examples"
+    if not examples or not all(0 <= mean <= 1 for mean in means):
+        return _UNKNOWN
+    return binomial_half_width(*means, examples), "bound"
+
+
+def _spread(values: list[float]) -> float:
+    """Standard deviation; 0 for a single value, NaN if one is not finite."""
     if len(values) < 2:
-        return None
+        return 0.0
     return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 

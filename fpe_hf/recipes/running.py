@@ -25,13 +25,14 @@ from .checkpoints import close_like, last_whole_checkpoint, remove_partial
 from .claiming import claimed
 from .costs import Cost, cost_of
 from .data import load_examples
-from .evaluation import FROM_LOSS, from_loss
+from .evaluation import FROM_LOSS, Outcomes, from_loss
 from .preprocessing import Prepared, prepare
-from .results import ArmResult, Results
+from .results import ArmResult, Results, model_folder
 from .schema import Recipe, Schedule
 from .splitting import split_checkpoint
 from .training import (
     Interrupted,
+    NoteStart,
     StopAt,
     StopOnSignal,
     make_arguments,
@@ -44,13 +45,8 @@ from .trust import check_code
 Say = Callable[[str], None]
 Finish = Callable[[Results, Prepared], None]
 
-RESULT, MODEL = "result.json", "model"
+RESULT = "result.json"
 _WARM_UP = "warm-up"
-
-
-def model_folder(folder: Path, arm: str, seed: int) -> Path:
-    """Where a run keeps the trained model of an arm."""
-    return folder / f"seed-{seed}" / arm / MODEL
 
 
 def run_recipe(
@@ -138,10 +134,15 @@ class _Repetition:
         in_parts = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         if checkpoint is not None and is_widened(model) and not in_parts:
             verify_checkpoint(model, checkpoint)
+        if not in_parts:
+            afresh = self.recipe.widen.at is None or arm in ("wide-dense", "dense-longer")
+            trainer.add_callback(NoteStart(0 if afresh else self._steps[1]))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if signals.stopped:
             raise Interrupted(f"stopped at step {trainer.state.global_step}, all saved in {folder}")
         result = self._measure(arm, trainer, before, cost)
+        if closing and (schedule := closing[0].schedule) is not None and not schedule.open:
+            result = replace(result, closed=schedule.end)
         place = model_folder(self.folder.parent, arm, self.seed)
         if not is_widened(model):
             _save_as_usual(model, names)
@@ -269,6 +270,8 @@ class _Repetition:
         signals = StopOnSignal()
         dense = build_parent(self.recipe, self.prepared, self.seed)
         trainer = self._trainer(dense, folder, [StopAt(step), signals])
+        if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+            trainer.add_callback(NoteStart())
         trainer.train(resume_from_checkpoint=None if found is None else str(found))
         if signals.stopped:
             raise Interrupted(f"stopped at step {trainer.state.global_step}, all saved in {folder}")
@@ -290,13 +293,14 @@ class _Repetition:
         """Evaluates the trained model and reads the Trainer's log."""
         names = self.recipe.metrics
         seconds = seconds_in(trainer.state.log_history)
-        final = _metrics(trainer.evaluate(), names)
-        log = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-        by_step = {
-            entry["step"]: _metrics(entry, names)
-            | ({"nonzeros": entry["nonzeros"]} if "nonzeros" in entry else {})
-            for entry in log
-        }
+        final, outcomes = _evaluate(trainer, names)
+        by_step: dict[int, dict[str, float]] = {}
+        for entry in trainer.state.log_history:
+            values = _metrics(entry, names) if "eval_loss" in entry else {}
+            if "nonzeros" in entry:
+                values["nonzeros"] = entry["nonzeros"]
+            by_step.setdefault(entry["step"], {}).update(values)
+        by_step = {step: values for step, values in by_step.items() if values}
         curve = [{"step": step, **values} for step, values in sorted(by_step.items())]
         model = trainer.accelerator.unwrap_model(trainer.model)
         whole = not trainer.is_fsdp_enabled  # in parts, nothing can be counted
@@ -313,6 +317,7 @@ class _Repetition:
             interference={"before": before, "after": self._interference(model) if whole else []},
             flops=cost.flops * self._examples(trainer),
             peak_parameters=cost.parameters,
+            outcomes=outcomes,
         )
 
     def _examples(self, trainer: Any) -> float:
@@ -325,6 +330,20 @@ class _Repetition:
 
 def _disk_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _evaluate(trainer: Any, names: tuple[str, ...]) -> tuple[dict[str, float], Outcomes | None]:
+    """The metrics of a trained model, and what became of every example."""
+    seen: list[Outcomes | None] = [None]
+    measure = trainer.compute_metrics
+
+    def compute(outcome: Any) -> Any:
+        seen[0] = Outcomes.of(outcome.predictions, outcome.label_ids)
+        return measure(outcome)
+
+    if measure is not None:
+        trainer.compute_metrics = compute
+    return _metrics(trainer.evaluate(), names), seen[0]
 
 
 def _metrics(log: dict[str, Any], names: tuple[str, ...]) -> dict[str, float]:

@@ -132,7 +132,7 @@ def write_table(folder: Path, points: list[dict[str, Any]]) -> Path:
     with io.StringIO(newline="") as stream:
         writer = csv.writer(stream)
         keys = list(points[0])
-        values = ("metric", "mean", "std", "gain", "gain_error", "nonzeros", "seeds")
+        values = ("metric", "mean", "std", "gain", "gain_ci95", "verdict", "nonzeros", "seeds")
         writer.writerow([*keys, "arm", *values])
         for point in points:
             own = place(folder, point)
@@ -140,7 +140,8 @@ def write_table(folder: Path, points: list[dict[str, Any]]) -> Path:
                 continue
             results = Results.read(own)
             for s in results.summary():
-                cells = (results.metrics[0], s.mean, s.std, s.gain, s.gain_error, s.nonzeros)
-                writer.writerow([*(point[key] for key in keys), s.arm, *cells, len(s.values)])
+                cells = (results.metrics[0], s.mean, s.std, s.gain, s.gain_ci95, s.verdict)
+                tail = (s.nonzeros, len(s.values))
+                writer.writerow([*(point[key] for key in keys), s.arm, *cells, *tail])
         write_whole(file, stream.getvalue())
     return file

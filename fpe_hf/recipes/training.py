@@ -104,6 +104,23 @@ class CountNonzeros(TrainerCallback):  # type: ignore[misc]
         state.log_history[-1]["nonzeros"] = nonzeros(model)
 
 
+class NoteStart(TrainerCallback):  # type: ignore[misc]
+    """Notes the non-zeros of the model where training begins, in the Trainer's log.
+
+    Args:
+        step: The step at which the model's own training begins; not where it is resumed.
+    """
+
+    def __init__(self, step: int = 0) -> None:
+        self._step = step
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        if state.global_step == self._step:
+            state.log_history.append({"step": self._step, "nonzeros": nonzeros(model)})
+
+
 class Clock(TrainerCallback):  # type: ignore[misc]
     """Notes the seconds of training in the Trainer's log, those before a checkpoint included."""
 

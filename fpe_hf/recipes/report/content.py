@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import yaml
 
-from ..results import Results
+from ..results import Results, model_folder
 from . import tables
-from .comparison import measured
-from .environment import environment
+from .curves import close_step, split_step
 from .figures import (
     DARK,
     LIGHT,
@@ -36,7 +36,8 @@ class Section:
         text: Paragraphs.
         pictures: Pictures, below the text.
         table: Table, below the pictures.
-        code: YAML, below the table.
+        code: Below the table.
+        language: Of the code.
     """
 
     title: str
@@ -44,6 +45,7 @@ class Section:
     pictures: tuple[Picture, ...] = ()
     table: Table | None = None
     code: str | None = None
+    language: str = "yaml"
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,13 @@ class Report:
 
     Attributes:
         title: Heading.
-        about: What was run, in a line.
+        about: What was run, a paragraph each.
         verdict: What came out.
         sections: The rest.
     """
 
     title: str
-    about: str
+    about: tuple[str, ...]
     verdict: Verdict
     sections: tuple[Section, ...]
 
@@ -68,31 +70,68 @@ class Report:
         return [picture for section in self.sections for picture in section.pictures]
 
 
-def compose(results: Results, latency: Latency | None) -> Report:
+def compose(results: Results, latency: Latency | None, made_with: Mapping[str, str]) -> Report:
     """Puts the report of a run together.
 
     Args:
         results: What came out.
         latency: Of the dense and the widened model, if it was measured.
+        made_with: The environment of the run.
     """
     sections = (
         _arms(results),
         _curves(results),
         _costs(results),
+        *_classes(results),
         _blocks(results),
         _interference(results),
         _latency(latency),
-        _environment(),
+        _loading(results),
+        _environment(made_with),
         _recipe(results),
     )
-    title = results.recipe.get("description") or "Dense and widened, side by side"
-    return Report(title, _about(results), verdict(results), sections)
+    about = (_about(results), _what_fpe_is(results))
+    return Report(_title(results), about, verdict(results), sections)
+
+
+def _title(results: Results) -> str:
+    others = [arm for arm in results.arms if arm not in ("dense", "fpe")]
+    beside = f" and {len(others)} other{'s' if len(others) > 1 else ''}" if others else ""
+    return f"{_model(results)} on {results.dataset}: FPE beside dense{beside}"
+
+
+def _model(results: Results) -> str:
+    model = results.recipe["model"]
+    config = model.get("config") or {}
+    name = model.get("name_or_path") or config["model_type"]
+    sizes = config.get("hidden_sizes")
+    return f"{name} ({', '.join(map(str, sizes))} neurons)" if sizes else str(name)
+
+
+def _what_fpe_is(results: Results) -> str:
+    """Which split, expansion factor and layout `fpe` has, and when its budget closed."""
+    widen = results.recipe.get("widen") or {}
+    split = widen.get("split", "random")
+    kind = "a learned split" if split == "learned" else f"the split {split!r}"
+    audit = next((run.audit for run in results.of_arm("fpe") if run.audit), None)
+    layouts = sorted({block["layout"] for block in audit["blocks"]}) if audit else []
+    parts = [f"fpe is {kind} with alpha {widen.get('alpha', 2)}"]
+    if layouts:
+        parts.append(f"layout {' and '.join(layouts)}")
+    if widen.get("fan_out", "replicate") != "replicate":
+        parts.append(f"fan-out {widen['fan_out']}")
+    if widen.get("coupling"):
+        parts.append(f"coupling {widen['coupling']}")
+    split_at, closed = split_step(results), close_step(results)
+    verb = "opened" if closed else "split"
+    parts.append(f"{verb} after {split_at:,} steps" if split_at else f"{verb} before training")
+    if closed:
+        parts.append(f"its budget closed at step {closed:,}")
+    return ", ".join(parts) + "."
 
 
 def _about(results: Results) -> str:
-    model = results.recipe["model"]
-    name = model.get("name_or_path") or model["config"]["model_type"]
-    parts = [f"{name} on {results.dataset}"]
+    parts = [results.recipe["description"]] if results.recipe.get("description") else []
     if any(results.examples):
         train, held = results.examples
         parts.append(f"{train:,} training and {held:,} evaluation examples")
@@ -106,12 +145,13 @@ def _about(results: Results) -> str:
 def _arms(results: Results) -> Section:
     several = len(results.of_arm("dense")) > 1
     spread = (
-        "Metrics after the last step are means ± standard deviation over the seeds, gains means of "
-        "the difference to dense with the same seed ± standard error, positive where the arm is "
-        "better."
+        "Metrics after the last step are means ± standard deviation over the seeds. Gains are "
+        "means of the difference to dense with the same seed ± half of their 95 % interval; they "
+        "are positive where the arm is better."
         if several
         else "Metrics after the last step, of one seed: there is no spread to show. Gains are the "
-        "difference to dense, positive where the arm is better."
+        "difference to dense ± half of the 95 % interval that the evaluation examples imply, "
+        "positive where the arm is better."
     )
     return Section("Arms", (spread,), table=tables.arms_table(results))
 
@@ -120,12 +160,12 @@ def _curves(results: Results) -> Section:
     several = len(results.of_arm("dense")) > 1
     bands = (
         " Lines are means over the seeds; bands reach from the lowest to the highest seed above, "
-        "and one standard error to either side below."
+        "and are 95 % intervals over seeds below."
         if several
         else ""
     )
     pictures = []
-    for metric in measured(results):
+    for metric in results.measured:
         caption = (
             f"{metric} on the evaluation examples by step, and the gain over dense of the arms "
             f"with FPE's budget (above 0 is better).{bands}"
@@ -152,6 +192,25 @@ def _costs(results: Results) -> Section:
     caption = "Non-zeros of every arm by step, at each evaluation, means over seeds."
     pictures = _picture("nonzeros-by-step", caption, partial(nonzeros_figure, results))
     return Section("Cost", text, tuple(pictures), tables.costs_table(results))
+
+
+def _classes(results: Results) -> list[Section]:
+    table = tables.classes_table(results)
+    if table is None:
+        return []
+    known = sum(1 for _, examples in _first_counts(results) if examples)
+    ends = f" Of {known} classes, the ten at either end." if known > len(table.rows) else ""
+    text = (
+        "Accuracy on the evaluation examples of each class, means over seeds, sorted by the "
+        f"difference in points.{ends} Single classes have few examples, so these differences are "
+        "no verdicts."
+    )
+    return [Section("By class", (text,), table=table)]
+
+
+def _first_counts(results: Results) -> list[list[int]]:
+    outcomes = results.of_arm("fpe")[0].outcomes
+    return outcomes.by_class if outcomes else []
 
 
 def _blocks(results: Results) -> Section:
@@ -193,9 +252,20 @@ def _latency(latency: Latency | None) -> Section:
     return Section(title, (text,), table=tables.latency_table(latency))
 
 
-def _environment() -> Section:
-    text = "The process that finished the run and wrote this report."
-    return Section("Environment", (text,), table=tables.environment_table(environment()))
+def _loading(results: Results) -> Section:
+    best = results.best()
+    folder = model_folder(Path(), best.arm, best.seed).as_posix()
+    text = (
+        "From the folder of this report; the model is that of the best seed, the others lie beside "
+        "it. Importing fpe_hf is what lets transformers read it."
+    )
+    code = f'import fpe_hf\n\nmodel = fpe_hf.from_pretrained("{folder}")'
+    return Section("How to load the model", (text,), code=code, language="python")
+
+
+def _environment(made_with: Mapping[str, str]) -> Section:
+    text = "The process that finished the run."
+    return Section("Environment", (text,), table=tables.environment_table(made_with))
 
 
 def _recipe(results: Results) -> Section:

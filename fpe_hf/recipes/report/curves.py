@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ...comparing import half_width
 from ..evaluation import LOWER_IS_BETTER
 from ..results import ArmResult, Results
 
@@ -34,12 +35,9 @@ class Curve:
         return self.values.min(0), self.values.max(0)
 
     @property
-    def error(self) -> NDArray[np.float64]:
-        """Standard error of the mean, `[steps]`; 0 for a single seed."""
-        seeds = len(self.values)
-        if seeds < 2:
-            return np.zeros(len(self.steps))
-        return np.asarray(self.values.std(0, ddof=1) / seeds**0.5)
+    def half_width(self) -> NDArray[np.float64]:
+        """Half of the 95 % interval of the mean over seeds, `[steps]`; 0 for a single seed."""
+        return np.array([half_width(column) or 0.0 for column in self.values.T.tolist()])
 
 
 def curve(results: Results, arm: str, metric: str) -> Curve | None:
@@ -70,6 +68,11 @@ def split_step(results: Results) -> int | None:
         return None
     steps = results.of_arm("fpe")[0].steps
     return round(float(at["epoch"]) * steps / epochs)
+
+
+def close_step(results: Results) -> int | None:
+    """The step at which the open budget of `fpe` was closed; `None` if it never was open."""
+    return results.of_arm("fpe")[0].closed or None
 
 
 def _by_step(run: ArmResult, metric: str) -> dict[int, float]:

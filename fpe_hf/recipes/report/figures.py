@@ -8,10 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, ScalarFormatter, StrMethodFormatter
+from numpy.typing import NDArray
 
+from ...comparing import FLOOR
 from ..results import Results
-from .curves import curve, gain_curve, split_step
+from .curves import close_step, curve, gain_curve, split_step
 from .tables import COMPARED, INTERFERENCE, interference_means
 from .units import axis, is_share
 
@@ -69,6 +73,9 @@ _STYLES = {
     "narrow-dense": ":",
     "dense-longer": "-.",
 }
+_MARKERS = {"overlap": "^", "wide-dense": "D", "fpe-random": "s", "narrow-dense": "v"}
+_SAME = 5e-3
+"""Lines that are nowhere further apart, as a share of the axis, cannot be told apart."""
 _SAME_BUDGET = ("fpe", "fpe-random", "overlap", "narrow-dense")
 """Arms whose gain is drawn; that of `wide-dense` would dwarf it."""
 _IN_A_ROW = 4
@@ -113,22 +120,25 @@ def curves_figure(results: Results, metric: str, theme: Theme) -> bytes | None:
     """
     factor, label = axis(metric)
     figure, (above, below) = _new(theme, (7.5, 5.4), 2, 1, sharex=True, height_ratios=[3, 2])
-    drawn = False
+    lines, gains = [], [_Line("dense", (), np.zeros(0))]
     for arm in results.arms:
         line = curve(results, arm, metric)
         if line is None:
             continue
-        drawn = True
         low, high = (factor * bound for bound in line.span)
-        _line(above, arm, line.steps, factor * line.mean, (low, high), theme)
+        lines.append(_Line(arm, line.steps, factor * line.mean, (low, high)))
         gain = gain_curve(results, arm, metric) if arm in _SAME_BUDGET else None
         if gain is not None:
-            mean, error = factor * gain.mean, factor * gain.error
-            _line(below, arm, gain.steps, mean, (mean - error, mean + error), theme)
-    if not drawn:
+            mean, half = factor * gain.mean, factor * gain.half_width
+            gains.append(_Line(arm, gain.steps, mean, (mean - half, mean + half)))
+    if not lines:
         return None
+    level = max(abs(line.mean).max() for line in lines)
+    least = FLOOR * (factor if is_share(metric) else level)
+    _draw(above, lines, theme, least)
     below.axhline(0, color=theme.arms["dense"], linewidth=1.2)
-    _mark_split(results, (above, below), theme)
+    _draw(below, gains[1:], theme, least)
+    _mark_steps(results, (above, below), theme)
     above.set_ylabel(label, parse_math=False)
     below.set_ylabel("gain over dense\n" + ("(points)" if is_share(metric) else "(reduction)"))
     below.set_xlabel("optimizer steps")
@@ -151,33 +161,35 @@ def nonzeros_figure(results: Results, theme: Theme) -> bytes | None:
     if not drawn:
         return None
     figure, (axes,) = _new(theme, (7.5, 3.1), 1, 1)
-    for arm, line in drawn.items():
-        _line(axes, arm, line.steps, line.mean, None, theme)
+    _draw(axes, [_Line(arm, line.steps, line.mean) for arm, line in drawn.items()], theme)
     most = max(max(line.mean) for line in drawn.values())
     axes.set_ylim(0, 1.15 * most)
-    _mark_split(results, (axes,), theme)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    _mark_steps(results, (axes,), theme)
     axes.set_ylabel("non-zeros")
     axes.set_xlabel("optimizer steps")
     _legend(figure, axes, theme)
     return _png(figure)
 
 
-def _mark_split(results: Results, panels: Sequence[Any], theme: Theme) -> None:
-    """Draws a line where arms were split, if that was in mid-training; the first panel names it."""
-    split = split_step(results)
-    if split is None:
-        return
-    for axes in panels:
-        axes.axvline(split, color=theme.faint, linewidth=1.2, linestyle=":")
-    panels[0].annotate(
-        "split",
-        xy=(split, 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(4, -2),
-        textcoords="offset points",
-        va="top",
-        color=theme.text,
-    )
+def _mark_steps(results: Results, panels: Sequence[Any], theme: Theme) -> None:
+    """Draws a line where arms were split in mid-training, and one where the budget was closed."""
+    split, closed = split_step(results), close_step(results)
+    marks = {"opened" if closed else "split": split, "budget closed": closed}
+    for place, (name, step) in enumerate(marks.items()):
+        if step is None:
+            continue
+        for axes in panels:
+            axes.axvline(step, color=theme.faint, linewidth=1.2, linestyle=":")
+        panels[0].annotate(
+            name,
+            xy=(step, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, -2 - 13 * place),
+            textcoords="offset points",
+            va="top",
+            color=theme.text,
+        )
 
 
 def interference_figure(results: Results, theme: Theme) -> bytes | None:
@@ -196,10 +208,12 @@ def interference_figure(results: Results, theme: Theme) -> bytes | None:
         return None
     figure, panels = _new(theme, (7.5, 3.1), 1, len(INTERFERENCE))
     for axes, (name, title) in zip(panels, INTERFERENCE.items(), strict=True):
+        lines = []
         for arm, by_projection in means.items():
             pairs = [values[name] for values in by_projection.values()]
             ends = [statistics.fmean(side) for side in zip(*pairs, strict=True)]
-            _line(axes, arm, (0, 1), ends, None, theme)
+            lines.append(_Line(arm, (0, 1), np.array(ends)))
+        _draw(axes, lines, theme)
         axes.set_title(f"{title}\n({_LESS_INTERFERENCE[name]})", color=theme.text, fontsize=10)
         axes.set_xticks([0, 1], ["before", "after"])
         axes.set_xlim(-0.2, 1.2)
@@ -220,24 +234,65 @@ def _new(theme: Theme, size: tuple[float, float], rows: int, columns: int, **kwa
         axes.yaxis.label.set_color(theme.text)
         axes.grid(axis="y", color=theme.faint, alpha=0.25, linewidth=0.7)
         axes.set_axisbelow(True)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+        axes.yaxis.set_major_locator(MaxNLocator(6))
     return figure, all_axes
 
 
-def _line(axes: Any, arm: str, x: Any, y: Any, band: tuple[Any, Any] | None, theme: Theme) -> None:
-    color = theme.arms.get(arm, theme.text)
+@dataclass(frozen=True)
+class _Line:
+    arm: str
+    x: Sequence[float]
+    mean: NDArray[np.float64]
+    band: tuple[Any, Any] | None = None
+
+
+def _draw(axes: Any, lines: Sequence[_Line], theme: Theme, least: float = 0.0) -> None:
+    """Draws lines; one that another hides is dashed, and its name says so.
+
+    Args:
+        axes: Where.
+        lines: What.
+        theme: Colours.
+        least: What the axis spans at least, so that rounding is no landscape.
+    """
+    if not lines:
+        return
+    low, high = min(line.mean.min() for line in lines), max(line.mean.max() for line in lines)
+    shown: list[_Line] = []
+    for line in sorted(lines, key=lambda line: line.arm == "fpe"):  # on top of all others
+        twin = next((one for one in shown if _coincide(one, line, max(high - low, least))), None)
+        _line(axes, line, twin, theme)
+        shown.append(line)
+    bottom, top = axes.get_ylim()
+    if top - bottom < least:
+        axes.set_ylim((bottom + top - least) / 2, (bottom + top + least) / 2)
+
+
+def _coincide(one: _Line, other: _Line, span: float) -> bool:
+    if len(one.x) < 2 or tuple(one.x) != tuple(other.x):
+        return False
+    return bool(np.abs(one.mean - other.mean).max() <= _SAME * span)
+
+
+def _line(axes: Any, line: _Line, twin: _Line | None, theme: Theme) -> None:
+    color = theme.arms.get(line.arm, theme.text)
     axes.plot(
-        x,
-        y,
-        _STYLES.get(arm, "-"),
-        label=arm,
+        line.x,
+        line.mean,
+        linestyle=_STYLES.get(line.arm, "-") if twin is None else (0, (3, 3)),
+        label=line.arm if twin is None else f"{line.arm} (coincides with {twin.arm})",
         color=color,
-        linewidth=2.2 if arm == "fpe" else 1.6,
-        marker="o" if len(x) <= _FEW else None,
-        markersize=3.5,
-        zorder=3 if arm == "fpe" else 2.5,
+        linewidth=2.2 if line.arm == "fpe" else 1.6,
+        marker=_MARKERS.get(line.arm, "o") if len(line.x) <= _FEW else None,
+        markersize=3.5 if twin is None else 7,
+        fillstyle="full" if twin is None else "none",
+        zorder=3 if line.arm == "fpe" else 2.5,
     )
-    if band is not None:
-        axes.fill_between(x, *band, color=color, alpha=0.15, linewidth=0)
+    if line.band is not None:
+        axes.fill_between(line.x, *line.band, color=color, alpha=0.15, linewidth=0)
 
 
 def _legend(figure: Any, axes: Any, theme: Theme) -> None:

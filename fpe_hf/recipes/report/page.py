@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -13,23 +14,28 @@ from ...files import write_whole
 from ...markup import plain, table
 from ..results import Results
 from .content import Report, compose
+from .environment import environment
 from .latency import Latency
 from .tables import Table
 
 HTML, MARKDOWN = "report.html", "report.md"
 
 
-def write_report(results: Results, folder: Path, latency: Latency | None = None) -> None:
+def write_report(
+    results: Results,
+    folder: Path,
+    latency: Latency | None = None,
+    made_with: Mapping[str, str] | None = None,
+) -> None:
     """Writes `report.html`, `report.md` and the pictures of the latter, `report-NAME.png`.
-
-    The environment in it is that of this process.
 
     Args:
         results: What came out of a run.
         folder: An existing folder; an earlier report in it is replaced.
         latency: From `measure_saved` or `measure_latency`.
+        made_with: The environment of the run, name -> value; by default that of this process.
     """
-    report = compose(results, latency)
+    report = compose(results, latency, made_with or environment())
     for picture in report.pictures:
         write_whole(folder / picture_file(picture.name), picture.light)
     for name in (HTML, MARKDOWN):

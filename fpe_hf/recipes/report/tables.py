@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..results import Results
-from .comparison import measured
 from .latency import Latency
 from .units import signed, size, with_spread
 
@@ -42,7 +41,7 @@ def arms_table(results: Results) -> Table:
     main = results.metrics[0]
     by_metric = {
         metric: {entry.arm: entry for entry in results.summary(metric)}
-        for metric in measured(results)
+        for metric in results.measured
     }
     rows = []
     for arm in results.arms:
@@ -51,19 +50,61 @@ def arms_table(results: Results) -> Table:
             with_spread(metric, entries[arm].mean, entries[arm].std if len(runs) > 1 else None)
             for metric, entries in by_metric.items()
         ]
-        gain = "" if arm == "dense" else signed(main, entry.gain, entry.gain_error)
+        gain = "" if arm == "dense" else signed(main, entry.gain, entry.gain_ci95)
         steps = sorted({run.steps for run in runs})
         rows.append(
             (
                 arm,
                 *values,
                 gain,
+                entry.verdict or "",
                 f"{entry.nonzeros:,}" if entry.nonzeros else _UNKNOWN,
                 " to ".join(f"{count:,}" for count in dict.fromkeys((steps[0], steps[-1]))),
             )
         )
-    header = ("arm", *by_metric, f"{main}: gain over dense", "non-zeros", "steps")
+    header = ("arm", *by_metric, f"{main}: gain over dense", "beside dense", "non-zeros", "steps")
     return Table(header, tuple(rows))
+
+
+def classes_table(results: Results) -> Table | None:
+    """Accuracy by class of dense and FPE, means over the seeds; `None` if it is not known.
+
+    Of more than 20 classes, the ten where FPE loses most and the ten where it gains most.
+    """
+    counted = {
+        arm: [run.outcomes.by_class for run in results.of_arm(arm) if run.outcomes]
+        for arm in COMPARED
+    }
+    if not all(counted.values()):
+        return None
+    rows: list[tuple[int, int, float, float]] = []
+    for place, (_, examples) in enumerate(counted["dense"][0]):
+        if examples:
+            dense, fpe = (
+                statistics.fmean(by_class[place][0] / examples for by_class in counted[arm])
+                for arm in COMPARED
+            )
+            rows.append((place, examples, dense, fpe))
+    rows.sort(key=lambda row: row[3] - row[2])
+    if len(rows) > 2 * _ENDS:
+        rows = [*rows[:_ENDS], *rows[-_ENDS:]]
+    named = dict(enumerate(results.class_names))
+    return Table(
+        ("class", "examples", *COMPARED, "difference"),
+        tuple(
+            (
+                named.get(place, str(place)),
+                f"{examples:,}",
+                f"{dense:.1%}",
+                f"{fpe:.1%}",
+                f"{100 * (fpe - dense):+.1f}",
+            )
+            for place, examples, dense, fpe in rows
+        ),
+    )
+
+
+_ENDS = 10
 
 
 def costs_table(results: Results) -> Table:

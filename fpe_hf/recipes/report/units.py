@@ -21,11 +21,16 @@ def amount(metric: str, difference: float) -> str:
     return f"{100 * size:.2f} points" if is_share(metric) else f"{size:.3f}"
 
 
-def signed(metric: str, difference: float, error: float | None = None) -> str:
-    """A difference with its sign, and its standard error if there is one: `+1.23 ± 0.40`."""
+def signed(metric: str, difference: float, half: float | None = None) -> str:
+    """A difference with its sign, and half of its interval if it has one: `+1.23 ± 0.40`."""
     factor, digits = (100, 2) if is_share(metric) else (1, 3)
-    tail = "" if error is None else f" ± {factor * error:.{digits}f}"
+    tail = "" if half is None else f" ± {factor * half:.{digits}f}"
     return f"{factor * difference:+.{digits}f}{tail}"
+
+
+def interval(metric: str, ends: tuple[float, float]) -> str:
+    """An interval of differences: `+0.40 to +1.23`."""
+    return " to ".join(signed(metric, end) for end in ends)
 
 
 def with_spread(metric: str, mean: float, spread: float | None) -> str:

@@ -1,76 +1,43 @@
-"""What came out, in words: where FPE helped and where it did not."""
+"""What came out, in words; which, `fpe_hf.comparing` decides."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scipy import stats
-
+from ...comparing import Word, half_width
 from ..evaluation import LOWER_IS_BETTER
-from ..results import Results, show
-from .comparison import CLEAR, Comparison, Outcome, compare, measured
-from .units import amount, is_share
+from ..results import Comparison, Results, show
+from .units import amount, interval, signed
 
-_HEADLINES: dict[Outcome, str] = {
-    "better": "FPE helped.",
-    "worse": "FPE did harm.",
-    "unclear": "FPE made no clear difference.",
-    "single": "One seed: nothing can be said about spread.",
-    "broken": "Nothing can be compared.",
-}
+_NOT_FINITE = "nothing can be compared, as not all values are finite"
 
-_IN_SHORT: dict[Outcome, str] = {
-    "better": ": FPE helped",
-    "worse": ": FPE did harm",
-    "unclear": ": no clear difference",
-    "single": "",
-    "broken": ": nothing can be compared",
-}
-
-
-_CONTROLS: dict[str, tuple[str, dict[Outcome, str]]] = {
+_CONTROLS: dict[str, tuple[str, str, str, str]] = {
     "fpe-random": (
         "The paper's random split, at the same budget",
-        {
-            "better": "the split as configured does better",
-            "worse": "the paper's did better",
-            "unclear": "nothing shows that it matters how the inputs are split",
-            "single": "one seed does not show which split is better",
-            "broken": "nothing can be compared",
-        },
+        "the split as configured is better",
+        "the paper's is better",
+        "nothing shows that it matters how the inputs are split",
     ),
     "overlap": (
         "Overlap control, at the same budget",
-        {
-            "better": "it helps that children of a neuron share no inputs",
-            "worse": "disjoint inputs did worse than shared ones",
-            "unclear": "nothing shows that it matters whether children share inputs",
-            "single": "one seed does not show whether it matters that children share no inputs",
-            "broken": "nothing can be compared",
-        },
+        "disjoint inputs are better than shared ones",
+        "disjoint inputs are worse than shared ones",
+        "nothing shows that it matters whether children share inputs",
     ),
     "narrow-dense": (
         "Fewer neurons, dense, at the same budget",
-        {
-            "better": "more and sparser neurons do better",
-            "worse": "fewer neurons did better",
-            "unclear": "nothing shows that more and sparser neurons do better",
-            "single": "one seed does not show which is better",
-            "broken": "nothing can be compared",
-        },
+        "more and sparser neurons are better",
+        "more and sparser neurons are worse",
+        "nothing shows that more and sparser neurons are better",
     ),
     "dense-longer": (
         "Dense at the training FLOPs of FPE, in more steps",
-        {
-            "better": "FPE gains more than longer training does",
-            "worse": "longer training gains more, and costs no more",
-            "unclear": "nothing shows that FPE gains more than longer training does",
-            "single": "one seed does not show which gains more",
-            "broken": "nothing can be compared",
-        },
+        "FPE is better than longer training",
+        "FPE is worse than longer training, which costs no more",
+        "nothing shows that FPE is better than longer training",
     ),
 }
-"""Arm -> what it is, and what it means if FPE does better or worse."""
+"""Arm -> what it is, and what it means if FPE is better, worse, or neither."""
 
 
 @dataclass(frozen=True)
@@ -78,59 +45,96 @@ class Verdict:
     """What came out.
 
     Attributes:
-        outcome: Of FPE against dense, by the first metric.
+        word: Of FPE against dense, by the first metric; `None` if a value is not finite.
         headline: It in a few words.
         sentences: It at length, a paragraph each.
     """
 
-    outcome: Outcome
+    word: Word | None
     headline: str
     sentences: tuple[str, ...]
 
 
 def verdict(results: Results) -> Verdict:
     """Sums up a run."""
-    main = results.metrics[0]
-    against_dense = compare(results, main, "fpe", "dense")
-    sentences = [_against_dense(against_dense), *_bar(against_dense)]
-    for metric in measured(results)[1:]:
-        other = compare(results, metric, "fpe", "dense")
-        sentences.append(f"By {_named(metric)}, {_gap(other)}{_IN_SHORT[other.outcome]}.")
-    for arm, (lead, meanings) in _CONTROLS.items():
+    fpe = results.compare("fpe")
+    sentences = [f"By {_named(fpe.metric)}, {_gap(fpe)}.", _basis(fpe, results.examples[1])]
+    for metric in results.measured[1:]:
+        other = results.compare("fpe", metric=metric)
+        sentences.append(f"By {_named(metric)}, {_gap(other)}: {other.word or _NOT_FINITE}.")
+    for arm in _CONTROLS:
         if arm in results.arms:
-            pair = compare(results, main, "fpe", arm)
-            sentences.append(f"{lead}: {_gap(pair)}; {meanings[pair.outcome]}.")
+            sentences.append(_control(results.compare("fpe", arm)))
     if "wide-dense" in results.arms:
-        wide = compare(results, main, "wide-dense", "dense")
-        sentences.append(_ceiling(results, against_dense, wide))
+        sentences.append(_ceiling(results, fpe, results.compare("wide-dense")))
     sentences.append(_fairness(results))
-    outcome = against_dense.outcome
-    return Verdict(outcome, _HEADLINES[outcome], tuple(sentences))
+    return Verdict(fpe.word, headline(fpe), tuple(filter(None, sentences)))
 
 
-def _against_dense(fpe: Comparison) -> str:
-    seeds = len(fpe.gains)
-    found = f"By {_named(fpe.metric)}, {_gap(fpe)}"
-    if fpe.outcome == "broken":
-        return f"{found}: not all values are finite."
-    if fpe.outcome == "single":
-        return (
-            f"{found}. With another seed it may be the other way round: name more in compare.seeds."
+def headline(pair: Comparison) -> str:
+    """The main result: `FPE is better than dense by 1.23 points of accuracy (...).`."""
+    arm, other = (pair.arm.replace("fpe", "FPE"), pair.other)
+    by = f"{amount(pair.metric, pair.gain)}{_of(pair.metric)}"
+    if pair.word is None:
+        return f"{_NOT_FINITE[0].upper()}{_NOT_FINITE[1:]}."
+    if pair.word == "identical":
+        return f"{arm} and {other} are identical by {pair.metric} ({_seeds(pair)})."
+    if pair.word == "no clear difference":
+        gain = f"{signed(pair.metric, pair.gain)}{_unit(pair.metric)}{_of(pair.metric)}"
+        return f"No clear difference between {arm} and {other}: {gain} {_uncertainty(pair)}."
+    return f"{arm} is {pair.word} than {other} by {by} {_uncertainty(pair)}."
+
+
+def _gap(pair: Comparison) -> str:
+    """Two values: `fpe 88.61%, dense 87.38%: +1.23 points (95 % interval ..., 5 seeds)`."""
+    value, other = (show(pair.metric, number) for number in (pair.value, pair.other_value))
+    found = f"{pair.arm} {value}, {pair.other} {other}"
+    if pair.word is None:
+        return found
+    gain = signed(pair.metric, pair.gain)
+    return f"{found}: {gain}{_unit(pair.metric)} {_uncertainty(pair)}"
+
+
+def _uncertainty(pair: Comparison) -> str:
+    found = pair.difference.interval
+    if found is None:
+        return f"(interval unknown, {_seeds(pair)})"
+    return f"(95 % interval {interval(pair.metric, found)}, {_seeds(pair)})"
+
+
+def _basis(pair: Comparison, examples: int) -> str:
+    """What the interval holds, and what it does not."""
+    if pair.word in (None, "identical"):
+        return ""
+    seeds = half_width(pair.difference.gains)
+    parts = []
+    if seeds is not None:
+        parts.append(f"±{amount(pair.metric, seeds)} for other seeds (Student's t)")
+    if pair.difference.evaluation is not None:
+        by = (
+            "from what became of each of them"
+            if pair.evaluation == "examples"
+            else "a bound, as the two values alone allow"
         )
-    verb = "does not exceed" if fpe.outcome == "unclear" else "exceeds"
-    return f"{found}, in the mean over {seeds} seeds. The difference {verb} two standard errors."
+        parts.append(
+            f"±{amount(pair.metric, pair.difference.evaluation)} for other evaluation examples "
+            f"({examples:,} here; {by})"
+        )
+    told = f"Positive is better. The interval holds {' and '.join(parts)}." if parts else ""
+    if pair.difference.evaluation is None:
+        told += " What other evaluation examples would change is not known."
+    if seeds is None:
+        return (
+            f"{told} Seeds were not varied: another one may turn it round. Name more in "
+            "compare.seeds."
+        ).strip()
+    return f"{told.strip()} FPE is ahead with {pair.wins} of {pair.seeds} seeds."
 
 
-def _bar(fpe: Comparison) -> list[str]:
-    """In how many seeds FPE is ahead, and how often chance alone passes the bar."""
-    seeds = len(fpe.gains)
-    if fpe.outcome in ("single", "broken"):
-        return []
-    chance = stats.t.sf(CLEAR, seeds - 1)
-    return [
-        f"FPE is ahead with {fpe.wins} of {seeds} seeds. Without any true difference, {seeds} "
-        f"seeds show a gain above two standard errors in {chance:.0%} of runs."
-    ]
+def _control(pair: Comparison) -> str:
+    lead, better, worse, neither = _CONTROLS[pair.other]
+    meaning = {None: _NOT_FINITE, "better": better, "worse": worse}.get(pair.word, neither)
+    return f"{lead}: {_gap(pair)}; {meaning}."
 
 
 def _ceiling(results: Results, fpe: Comparison, wide: Comparison) -> str:
@@ -140,13 +144,13 @@ def _ceiling(results: Results, fpe: Comparison, wide: Comparison) -> str:
 
 
 def _share_of_ceiling(fpe: Comparison, wide: Comparison) -> str:
-    if "broken" in (fpe.outcome, wide.outcome):
-        return "nothing can be compared"
-    if wide.gain <= 0 or wide.outcome == "unclear":
-        return "width alone brings no clear gain here, so there is little for FPE to gain"
-    if fpe.gain <= 0:
+    if fpe.word is None or wide.word is None:
+        return _NOT_FINITE
+    if wide.word != "better":
+        return "width alone brings no clear gain here, so nothing can be said of a share"
+    if fpe.word == "worse":
         return "FPE has none of this gain"
-    if fpe.outcome == "unclear":
+    if fpe.word != "better":
         return "FPE has no clear share of this gain"
     return f"FPE has {fpe.gain / wide.gain:.0%} of this gain"
 
@@ -167,21 +171,16 @@ def _fairness(results: Results) -> str:
     return " ".join(sentences)
 
 
-def _gap(pair: Comparison) -> str:
-    """`fpe reaches 88.61%, 1.23 points (standard error 0.40) above the 87.38% of dense`."""
-    value, other = (show(pair.metric, number) for number in (pair.value, pair.other_value))
-    if pair.outcome == "broken" or pair.gain == 0:
-        return f"{pair.arm} reaches {value}, {pair.other} {other}"
-    above = (pair.gain > 0) != (pair.metric in LOWER_IS_BETTER)
-    error = "" if pair.error is None else f" (standard error {_bare(pair.metric, pair.error)})"
-    return (
-        f"{pair.arm} reaches {value}, {amount(pair.metric, pair.gain)}{error} "
-        f"{'above' if above else 'below'} the {other} of {pair.other}"
-    )
+def _seeds(pair: Comparison) -> str:
+    return "1 seed" if pair.seeds == 1 else f"{pair.seeds} seeds"
 
 
-def _bare(metric: str, number: float) -> str:
-    return f"{100 * number:.2f}" if is_share(metric) else f"{number:.3f}"
+def _unit(metric: str) -> str:
+    return "" if metric in LOWER_IS_BETTER else " points"
+
+
+def _of(metric: str) -> str:
+    return f" in {metric}" if metric in LOWER_IS_BETTER else f" of {metric}"
 
 
 def _named(metric: str) -> str:

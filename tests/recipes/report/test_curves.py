@@ -9,20 +9,20 @@ from fpe_hf.recipes.report.curves import curve, gain_curve, split_step
 from recipes.report.runs import make_results
 
 
-def test_mean_span_and_error_over_seeds() -> None:
+def test_mean_span_and_interval_over_seeds() -> None:
     found = curve(make_results({"dense": [0.4, 0.8]}), "dense", "accuracy")
     assert found is not None
     assert found.steps == (10, 20, 30, 40)
     np.testing.assert_allclose(found.mean, [0.15, 0.3, 0.45, 0.6])
     np.testing.assert_allclose(found.span[0], [0.1, 0.2, 0.3, 0.4])
     np.testing.assert_allclose(found.span[1], [0.2, 0.4, 0.6, 0.8])
-    np.testing.assert_allclose(found.error, [0.05, 0.1, 0.15, 0.2])
+    np.testing.assert_allclose(found.half_width, 12.7062 * np.array([0.05, 0.1, 0.15, 0.2]), 1e-5)
 
 
 def test_one_seed_has_no_width() -> None:
     found = curve(make_results({"dense": [0.4]}), "dense", "accuracy")
     assert found is not None
-    np.testing.assert_array_equal(found.error, np.zeros(4))
+    np.testing.assert_array_equal(found.half_width, np.zeros(4))
 
 
 def test_only_steps_that_all_seeds_have() -> None:

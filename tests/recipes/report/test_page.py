@@ -67,9 +67,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_html_holds_all_of_it(folder: Path) -> None:
     reader = read(folder)
     text = "\n".join(reader.texts)
-    titles = "Arms|By step|Cost|Widened blocks|Interference|Latency|Environment|Recipe".split("|")
+    titles = (
+        "Arms|By step|Cost|Widened blocks|Interference|Latency|How to load the model|"
+        "Environment|Recipe"
+    ).split("|")
     assert [line for line in text.splitlines() if line in titles] == titles
-    assert "FPE helped." in text
+    assert "FPE is better than dense by" in text or "No clear difference between FPE" in text
     assert "cpu (AVX2)" in text
     assert len(reader.links) == 8  # two curves, non-zeros and interference, light and dark
     for link in reader.links:
@@ -98,7 +101,9 @@ def test_markdown_has_its_pictures_beside_it(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [*pictures, "report.html", "report.md"]
     )
-    assert page.startswith("# A test\n\nmlp\\_classifier on digits · ")
+    assert page.startswith(
+        "# mlp\\_classifier on digits: FPE beside dense and 2 others\n\nA test · "
+    )
     assert "| 1 | 1 | 2 | 2.00 | 2.00 to 2.00 | 5 |" in page
     tables = re.findall(r"(?:^\|.*\|\n)+", page, re.MULTILINE)
     assert len(tables) == 6
@@ -143,5 +148,5 @@ def test_an_earlier_report_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "report.md").write_text("old")
     (tmp_path / "results.json").write_text("kept")
     write_report(without_pictures(make_results(ARMS)), tmp_path)
-    assert (tmp_path / "report.md").read_text(encoding="utf-8").startswith("# A test")
+    assert (tmp_path / "report.md").read_text(encoding="utf-8").startswith("# mlp")
     assert (tmp_path / "results.json").read_text() == "kept"

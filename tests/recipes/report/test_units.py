@@ -10,6 +10,7 @@ def test_shares_are_told_in_points() -> None:
     assert units.signed("accuracy", 0.0123, 0.004) == "+1.23 ± 0.40"
     assert units.signed("accuracy", -0.0123) == "-1.23"
     assert units.with_spread("accuracy", 0.5, 0.01) == "50.00% ± 1.00%"
+    assert units.interval("accuracy", (-0.001, 0.0123)) == "-0.10 to +1.23"
     assert units.axis("accuracy") == (100.0, "accuracy (%)")
 
 

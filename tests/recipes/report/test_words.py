@@ -1,108 +1,119 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 
 from fpe_hf.recipes.report.words import Verdict, verdict
+from fpe_hf.recipes.results import Results
 from recipes.report.runs import make_results
+
+
+def large(results: Results) -> Results:
+    """The same with so many evaluation examples that they leave nothing open."""
+    return dataclasses.replace(results, examples=(100, 10**9))
 
 
 def text(found: Verdict) -> str:
     return "\n".join(found.sentences)
 
 
-def test_a_gain_beyond_two_standard_errors() -> None:
-    found = verdict(make_results({"dense": [0.5, 0.5, 0.5], "fpe": [0.6, 0.7, 0.6]}))
-    assert (found.outcome, found.headline) == ("better", "FPE helped.")
-    assert found.sentences[0] == (
-        "By accuracy, fpe reaches 63.33%, 13.33 points (standard error 3.33) above the 50.00% of "
-        "dense, in the mean over 3 seeds. The difference exceeds two standard errors."
+def test_a_gain() -> None:
+    found = verdict(large(make_results({"dense": [0.5, 0.5, 0.5], "fpe": [0.6, 0.61, 0.62]})))
+    assert found.word == "better"
+    # 4.303 (t of 2 degrees) x 1 point / sqrt 3
+    assert found.headline == (
+        "FPE is better than dense by 11.00 points of accuracy (95 % interval +8.52 to +13.48, "
+        "3 seeds)."
     )
-    # One-sided t distribution with 2 degrees of freedom: 1/2 - 1/sqrt 6.
-    assert found.sentences[1] == (
-        "FPE is ahead with 3 of 3 seeds. Without any true difference, 3 seeds show a gain above "
-        "two standard errors in 9% of runs."
-    )
-    assert found.sentences[2] == (
-        "By loss (lower is better), fpe reaches 0.367, 0.133 (standard error 0.033) below the "
-        "0.500 of dense: FPE helped."
+    assert found.sentences[:3] == (
+        "By accuracy, fpe 61.00%, dense 50.00%: +11.00 points (95 % interval +8.52 to +13.48, "
+        "3 seeds).",
+        "Positive is better. The interval holds ±2.48 points for other seeds (Student's t) and "
+        "±0.01 points for other evaluation examples (1,000,000,000 here; a bound, as the two "
+        "values alone allow). FPE is ahead with 3 of 3 seeds.",
+        "By loss (lower is better), fpe 0.390, dense 0.500: +0.110 (95 % interval +0.085 to "
+        "+0.135, 3 seeds): better.",
     )
 
 
 def test_a_loss() -> None:
-    found = verdict(make_results({"dense": [0.5, 0.5], "fpe": [0.3, 0.38]}))
-    assert (found.outcome, found.headline) == ("worse", "FPE did harm.")
-    assert "16.00 points (standard error 4.00) below the 50.00% of dense" in found.sentences[0]
+    found = verdict(large(make_results({"dense": [0.5] * 3, "fpe": [0.3, 0.31, 0.3]})))
+    assert found.word == "worse"
+    assert found.headline.startswith("FPE is worse than dense by 19.67 points of accuracy (95 %")
 
 
-@pytest.mark.parametrize("fpe", [[0.4, 0.61], [0.6, 0.8]])
-def test_a_difference_within_two_standard_errors(fpe: list[float]) -> None:
-    found = verdict(make_results({"dense": [0.5, 0.5], "fpe": fpe}))
-    assert (found.outcome, found.headline) == ("unclear", "FPE made no clear difference.")
-    assert "does not exceed two standard errors" in found.sentences[0]
-
-
-def test_no_difference_at_all() -> None:
-    found = verdict(make_results({"dense": [0.5, 0.5], "fpe": [0.5, 0.5]}))
-    assert found.outcome == "unclear"
-    assert found.sentences[0].startswith("By accuracy, fpe reaches 50.00%, dense 50.00%, in")
-
-
-def test_where_lower_is_better() -> None:
-    found = verdict(make_results({"dense": [9.0, 8.0], "fpe": [7.0, 6.5]}, "perplexity"))
-    assert found.outcome == "better"
-    assert found.sentences[0].startswith(
-        "By perplexity (lower is better), fpe reaches 6.750, 1.750 (standard error 0.250) below"
+def test_the_demo_shows_no_clear_difference() -> None:
+    """+0.22 points with a standard error of 0.13, over 3 seeds."""
+    gains = (0.0022 - 0.0013 * 3**0.5, 0.0022, 0.0022 + 0.0013 * 3**0.5)
+    fpe = [0.95 + gain for gain in gains]
+    found = verdict(large(make_results({"dense": [0.95] * 3, "fpe": fpe})))
+    assert found.headline == (
+        "No clear difference between FPE and dense: +0.22 points of accuracy (95 % interval -0.34 "
+        "to +0.78, 3 seeds)."
     )
 
 
-def test_one_seed_says_nothing_about_spread() -> None:
-    arms = {"dense": [0.5], "fpe": [0.6], "overlap": [0.4], "wide-dense": [0.7]}
-    found = verdict(make_results(arms))
-    assert found.headline == "One seed: nothing can be said about spread."
-    assert "it may be the other way round" in found.sentences[0]
-    assert "standard error" not in text(found)
-    assert "one seed does not show" in text(found)
+def test_a_small_evaluation_set_decides_nothing() -> None:
+    arms = {"dense": [0.5, 0.5, 0.5], "fpe": [0.6, 0.61, 0.62]}
+    found = verdict(make_results(arms))  # 20 examples
+    assert found.word == "no clear difference"
+
+
+@pytest.mark.parametrize("fpe", [[0.5, 0.5], [0.5 + 1e-7, 0.5 - 1e-7]])
+def test_identical_models(fpe: list[float]) -> None:
+    found = verdict(make_results({"dense": [0.5, 0.5], "fpe": fpe}))
+    assert found.headline == "FPE and dense are identical by accuracy (2 seeds)."
+    assert "better" not in text(found).replace("lower is better", "")
+
+
+def test_where_lower_is_better() -> None:
+    found = verdict(make_results({"dense": [9.0, 8.0], "fpe": [7.0, 6.0]}, "perplexity"))
+    assert found.headline == (
+        "FPE is better than dense by 2.000 in perplexity (95 % interval +2.000 to +2.000, 2 seeds)."
+    )
+    assert "What other evaluation examples would change is not known." in found.sentences[1]
+
+
+def test_one_seed_goes_by_the_evaluation_set() -> None:
+    found = verdict(large(make_results({"dense": [0.5], "fpe": [0.6]})))
+    assert found.headline == (
+        "FPE is better than dense by 10.00 points of accuracy (95 % interval +9.99 to +10.01, "
+        "1 seed)."
+    )
+    assert "Seeds were not varied" in found.sentences[1]
+    by_loss = verdict(make_results({"dense": [0.5], "fpe": [0.4]}, "loss"))
+    assert by_loss.word == "no clear difference"
+    assert "(interval unknown, 1 seed)" in by_loss.headline
 
 
 def test_values_that_are_not_finite() -> None:
     results = make_results({"dense": [2.0, 2.0], "fpe": [1.0, float("inf")]}, "perplexity")
     found = verdict(results)
-    assert (found.outcome, found.headline) == ("broken", "Nothing can be compared.")
-    assert "not all values are finite" in found.sentences[0]
-
-
-@pytest.mark.parametrize(
-    ("overlap", "words"),
-    [
-        ([0.5, 0.58], "it helps that children of a neuron share no inputs"),
-        ([0.9, 0.8], "disjoint inputs did worse than shared ones"),
-        ([0.5, 0.9], "nothing shows that it matters"),
-    ],
-)
-def test_overlap_control(overlap: list[float], words: str) -> None:
-    found = verdict(make_results({"dense": [0.5, 0.5], "fpe": [0.7, 0.7], "overlap": overlap}))
-    assert words in text(found)
+    assert found.word is None
+    assert found.headline == "Nothing can be compared, as not all values are finite."
 
 
 @pytest.mark.parametrize(
     ("arm", "values", "words"),
     [
-        ("fpe-random", [0.5, 0.6], "the split as configured does better"),
-        ("fpe-random", [0.9, 0.8], "the paper's did better"),
-        ("narrow-dense", [0.5, 0.6], "more and sparser neurons do better"),
-        ("narrow-dense", [0.5, 0.9], "nothing shows that more and sparser neurons do better"),
-        ("dense-longer", [0.5, 0.6], "FPE gains more than longer training does"),
-        ("dense-longer", [0.9, 0.9], "longer training gains more, and costs no more"),
-        ("dense-longer", [0.5, 0.9], "nothing shows that FPE gains more than longer training"),
-        ("dense-longer", [0.5], "one seed does not show which gains more"),
+        ("overlap", [0.5, 0.501], "disjoint inputs are better than shared ones"),
+        ("overlap", [0.9, 0.901], "disjoint inputs are worse than shared ones"),
+        ("overlap", [0.5, 0.9], "nothing shows that it matters"),
+        ("overlap", [0.7, 0.7], "nothing shows that it matters"),
+        ("fpe-random", [0.5, 0.501], "the split as configured is better"),
+        ("fpe-random", [0.9, 0.901], "the paper's is better"),
+        ("narrow-dense", [0.5, 0.501], "more and sparser neurons are better"),
+        ("narrow-dense", [0.5, 0.9], "nothing shows that more and sparser neurons are better"),
+        ("dense-longer", [0.5, 0.501], "FPE is better than longer training"),
+        ("dense-longer", [0.9, 0.9], "FPE is worse than longer training, which costs no more"),
+        ("dense-longer", [0.5, 0.9], "nothing shows that FPE is better than longer training"),
     ],
 )
-def test_other_controls(arm: str, values: list[float], words: str) -> None:
-    others = {"dense": [0.5, 0.5], "fpe": [0.7, 0.7]}
-    arms = {name: value[: len(values)] for name, value in others.items()} | {arm: values}
-    assert words in text(verdict(make_results(arms)))
+def test_controls(arm: str, values: list[float], words: str) -> None:
+    arms = {"dense": [0.5, 0.5], "fpe": [0.7, 0.7], arm: values}
+    assert words in text(verdict(large(make_results(arms))))
 
 
 @pytest.mark.parametrize(
@@ -116,8 +127,8 @@ def test_other_controls(arm: str, values: list[float], words: str) -> None:
         ([0.6, 0.6], [0.9, float("nan")], "nothing can be compared"),
     ],
 )
-def test_ceiling(fpe: list[float], wide: list[float], words: str) -> None:
-    found = verdict(make_results({"dense": [0.5, 0.5], "fpe": fpe, "wide-dense": wide}))
+def test_ceiling(fpe: Sequence[float], wide: Sequence[float], words: str) -> None:
+    found = verdict(large(make_results({"dense": [0.5, 0.5], "fpe": fpe, "wide-dense": wide})))
     assert "Ceiling, with 2.00 times the non-zeros: wide-dense" in text(found)
     assert words in text(found)
 
