@@ -13,6 +13,7 @@ from .errors import ConfigError, did_you_mean
 FAN_OUTS = ("replicate", "partition")
 LAYOUTS = ("element", "block")
 AUTO = "auto"
+PURPOSES = ("training", "serving")
 BIASES = ("shared", "child")
 MAX_ALPHA = 256
 MIN_BUDGET = 0.05
@@ -24,6 +25,7 @@ OVERRIDABLE = (
     "fan_out",
     "layout",
     "tile_size",
+    "purpose",
     "coupling",
     "learn_coupling",
     "bias",
@@ -35,7 +37,8 @@ OVERRIDABLE = (
 
 @dataclass(frozen=True)
 class FPEConfig:
-    """How to widen a model. The defaults are the paper's (arXiv 2510.04500, section 3).
+    """How to widen a model. The defaults are the paper's (arXiv 2510.04500, section 3), in the
+    layout that trains fastest.
 
     Args:
         alpha: Expansion factor: children per parent neuron, 2 to 256; 1 with a `budget` below 1.
@@ -48,9 +51,12 @@ class FPEConfig:
             each outgoing weight with exactly one child.
         layout: `"element"` stores any mask, weight by weight; `"block"` lets the parents of a tile
             share one split, so that every child of a tile is a small dense matrix; `"auto"` takes
-            for each block the layout and tiles that are the fastest as measured
-            (`fpe_hf.planning.costs`).
+            for each block the layout and tiles that are the fastest for its `purpose`, as measured
+            (`fpe_hf.planning.costs`); with a `budget` below 1, or for a parent that has been
+            pruned, `"element"`.
         tile_size: Parents per tile in the `block` layout; `None` makes the whole block one tile.
+        purpose: What `layout="auto"` is to be fast in: `"training"` (forward and backward) or
+            `"serving"` (forward).
         coupling: 0.0 to 1.0. Child c's pre-activation is `z_c + coupling * sum_{k != c} z_k + b`.
             With 1.0 and `fan_out="partition"` the widened model computes what its parent did.
         learn_coupling: Train one coupling per parent, started at `coupling`, paid for by pruning
@@ -76,8 +82,9 @@ class FPEConfig:
     alpha: int = 2
     split: str = "random"
     fan_out: str = "replicate"
-    layout: str = "element"
+    layout: str = AUTO
     tile_size: int | None = None
+    purpose: str = "training"
     coupling: float = 0.0
     learn_coupling: bool = False
     bias: str = "shared"
@@ -95,6 +102,7 @@ class FPEConfig:
             _check_int("tile_size", self.tile_size, 1, None)
         _check_choice("fan_out", self.fan_out, FAN_OUTS)
         _check_choice("layout", self.layout, (*LAYOUTS, AUTO))
+        _check_choice("purpose", self.purpose, PURPOSES)
         _check_choice("bias", self.bias, BIASES)
         for name in ("learn_coupling", "open"):
             if not isinstance(getattr(self, name), bool):

@@ -127,12 +127,13 @@ def test_exact_start_holds_for_any_alpha_and_tile_size(alpha: int, layout: str) 
     assert {block.children for block in fpe_hf.audit(model).blocks} == {alpha * 48}
 
 
-def test_zeros_of_the_parent_are_not_in_the_budget() -> None:
+@pytest.mark.parametrize("layout", ["element", "auto"])
+def test_zeros_of_the_parent_are_not_in_the_budget(layout: str) -> None:
     model = tiny_model("bert")
     with torch.no_grad():
         model.encoder.layer[0].intermediate.dense.weight[:, ::2] = 0
     budget = parent_nonzeros(model, "bert")
-    fpe_hf.widen(model)
+    fpe_hf.widen(model, layout=layout)
     assert fpe_hf.audit(model, strict=True).total.nonzeros == budget
 
 
@@ -321,7 +322,7 @@ def test_shared_layers_stay_shared() -> None:
             x = x + self.parts["b"](self.parts["a"](x).relu())
             return x + self.parts["b"](self.parts["c"](x).relu())
 
-    twice = fpe_hf.widen(Twice(), alpha=2)
+    twice = fpe_hf.widen(Twice(), alpha=2, layout="element")
     assert twice.parts["a"] is twice.parts["c"]
     assert isinstance(twice.parts["a"], ElementUp)
 
@@ -340,7 +341,7 @@ def test_overrides_mix_alphas_and_layouts() -> None:
     model = tiny_model("bert")
     expected = outputs_of(model)
     overrides = {
-        "encoder.layer.0": {"alpha": 4},
+        "encoder.layer.0": {"alpha": 4, "layout": "element"},
         "encoder.layer.1": {"layout": "block", "tile_size": 12},
     }
     fpe_hf.widen(model, overrides=overrides, **EXACT)

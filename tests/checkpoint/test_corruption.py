@@ -30,7 +30,7 @@ from fpe_hf.errors import CheckpointError
 from tiny_models import tiny_config, tiny_model
 
 WAYS: dict[str, dict[str, Any]] = {
-    "element": {"split": "feature", "learn_coupling": True, "coupling": 0.5},
+    "element": {"layout": "element", "split": "feature", "learn_coupling": True, "coupling": 0.5},
     "block": {"layout": "block", "fan_out": "partition", "tile_size": 10},
 }
 UP, DOWN = "bert.encoder.layer.1.intermediate.dense", "bert.encoder.layer.1.output.dense"
@@ -278,7 +278,7 @@ def test_an_index_twice(block: Path) -> None:
 def test_a_child_out_of_range(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = BertForSequenceClassification(tiny_config("bert_classifier"))
-    fpe_hf.widen(model, alpha=3, split="feature").save_pretrained(tmp_path)
+    fpe_hf.widen(model, alpha=3, layout="element", split="feature").save_pretrained(tmp_path)
     rewrite(tmp_path, set_entry(f"{UP}.owner", 0b11))
     assert_refused(tmp_path, re.escape(f"tensor '{UP}.owner' holds child 3") + ".*3 children")
 

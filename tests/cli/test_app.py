@@ -57,7 +57,7 @@ def test_help_of_a_command_names_all_its_options(command: str, words: str) -> No
 
 def test_help_of_widen_shows_the_defaults_of_the_config() -> None:
     shown = " ".join(fpe_hf("widen", "--help").out.split())
-    for default in ("2", "random", "replicate", "element", "0.0", "shared", "all", "auto"):
+    for default in ("2", "random", "replicate", "training", "0.0", "shared", "all", "auto"):
         assert f"[default: {default}]" in shown
 
 

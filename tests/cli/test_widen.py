@@ -46,6 +46,7 @@ def test_every_option_reaches_the_config(dense: Path, tmp_path: Path) -> None:
         "fan_out": "partition",
         "layout": "block",
         "tile_size": 12,
+        "purpose": "serving",
         "coupling": 0.5,
         "bias": "child",
         "budget": 0.75,
