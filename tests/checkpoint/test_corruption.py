@@ -25,6 +25,7 @@ from transformers import (
 import fpe_hf
 from disagreeing import WAYS as WAYS_TO_DISAGREE
 from disagreeing import disagreeing
+from fpe_hf.checkpoint.folding import unfold
 from fpe_hf.checkpoint.validate import validate_checkpoint
 from fpe_hf.errors import CheckpointError
 from tiny_models import tiny_config, tiny_model
@@ -108,10 +109,12 @@ def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
 
 
 def reconfigure(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Saves the config again after a change of its `quantization_config`."""
+    """Saves the config again after a change of its `quantization_config`, blocks written out."""
     file = folder / "config.json"
     config = json.loads(file.read_text())
-    change(config["quantization_config"])
+    stored = config["quantization_config"]
+    stored["blocks"] = list(unfold(stored["blocks"]))
+    change(stored)
     file.write_text(json.dumps(config))
 
 
@@ -376,7 +379,7 @@ def entry(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("format_version", 3, "format_version=3 is newer.*upgrade fpe_hf"),
+        ("format_version", 4, "format_version=4 is newer.*upgrade fpe_hf"),
         ("format_version", "1", "format_version='1'"),
         ("format_version", True, "format_version=True"),
         ("format_version", 0, "format_version=0"),

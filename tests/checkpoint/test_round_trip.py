@@ -318,7 +318,7 @@ def test_the_config_file_holds_the_plan_in_json(tmp_path: Path) -> None:
         "fpe_hf_version",
         "quant_method",
     ]
-    assert (stored["quant_method"], stored["format_version"]) == ("fpe", 2)
+    assert (stored["quant_method"], stored["format_version"]) == ("fpe", 3)
     assert fpe_hf.FPEConfig.from_dict(stored["config"]).alpha == 2
     assert [block["layout"] for block in stored["blocks"]] == ["block", "element"]
 

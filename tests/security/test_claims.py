@@ -17,6 +17,7 @@ from transformers import Ernie4_5_MoeConfig, Ernie4_5_MoeForCausalLM
 import fpe_hf
 from fpe_hf.checkpoint import limits as limits_module
 from fpe_hf.checkpoint import validate as validate_module
+from fpe_hf.checkpoint.folding import unfold
 from fpe_hf.checkpoint.limits import check_backing, check_counts
 from fpe_hf.checkpoint.validate import validate_checkpoint
 from fpe_hf.cli.validate import check_folder
@@ -100,6 +101,8 @@ def test_claims_of_a_config(
     for file in folders[family].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
+    plan = config["quantization_config"]
+    plan["blocks"] = list(unfold(plan["blocks"]))
     change(config)
     (tmp_path / "config.json").write_text(json.dumps(config))
     check_refused(read, tmp_path)
