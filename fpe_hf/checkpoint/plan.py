@@ -31,8 +31,8 @@ class FPEQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
         fpe_hf_version: Version of fpe_hf that widened the model.
         base_model: Hub id of the dense parent, if it has one.
         config: The `FPEConfig` that was asked for.
-        blocks: The `BlockSpec` of every widened block, or its fields; those that are alike may share
-            an entry.
+        blocks: The `BlockSpec` of every widened block, or its fields; those that are alike may
+            share an entry.
 
     Attributes:
         specs: The `BlockSpec` of every widened block.
@@ -90,9 +90,7 @@ class FPEQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
     ) -> FPEQuantizationConfig:
         """The plan of a model whose blocks are these."""
         asked = config.to_dict() if isinstance(config, FPEConfig) else config
-        return cls(
-            format_version=FORMAT_VERSION, base_model=base_model, config=asked, blocks=specs
-        )
+        return cls(format_version=FORMAT_VERSION, base_model=base_model, config=asked, blocks=specs)
 
     @property
     def blocks(self) -> list[dict[str, Any]]:
@@ -104,7 +102,11 @@ class FPEQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
         values = {key: getattr(self, key) for key in _KEYS if key != "blocks"}
         if self.base_model is None:
             del values["base_model"]
-        return {**copy.deepcopy(values), "format_version": FORMAT_VERSION, "blocks": fold(self.specs)}
+        return {
+            **copy.deepcopy(values),
+            "format_version": FORMAT_VERSION,
+            "blocks": fold(self.specs),
+        }
 
 
 def is_hub_id(name: object) -> bool:

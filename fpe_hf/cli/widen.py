@@ -10,8 +10,8 @@ import typer
 
 from ..config import AUTO, BIASES, FAN_OUTS, LAYOUTS, PURPOSES, FPEConfig
 from ..errors import ConfigError
-from .folders import check_place, copy_companions, looked_for, new_folder
-from .tables import print_audit
+from .folders import check_place, looked_for, new_folder
+from .tables import print_audit, printable
 
 if TYPE_CHECKING:
     from ..streaming.widening import WidenedCheckpoint
@@ -135,8 +135,12 @@ def widen(
         options["max_shard_size"] = _size(max_shard_size)
     with looked_for(model), new_folder(out, overwrite=overwrite, source=model) as folder:
         written = _widen(model, folder, wanted, options)
-        copy_companions(model, folder, revision)
+        from ..hub.companions import copy_companions
+
+        left = copy_companions(model, folder, revision=revision).left
     print_audit(written.report)
+    if left:
+        typer.echo(printable("Not copied: " + ", ".join(left)))
     typer.echo(f"Saved the widened {written.model_class} to {out}")
 
 

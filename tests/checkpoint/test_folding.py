@@ -111,5 +111,5 @@ def test_entries_that_make_no_sense(change: dict[str, Any], message: str) -> Non
 def test_an_entry_stands_for_no_more_than_could_be_written_out() -> None:
     (spec,) = specs_of("layers.*.mlp")
     entry = {**spec.to_dict(), "child_inputs": [1] * 100_000, "each": {"*": ["0"] * 100_000}}
-    with pytest.raises(CheckpointError, match="written out, has .* bytes; accepted: up to"):
+    with pytest.raises(CheckpointError, match=r"written out, has .* bytes; accepted: up to"):
         next(unfold([entry]))

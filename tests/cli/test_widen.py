@@ -245,7 +245,7 @@ def test_an_interruption_while_saving_leaves_nothing(
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fpe_hf.cli.widen.copy_companions", interrupt)
+    monkeypatch.setattr("fpe_hf.hub.companions.copy_companions", interrupt)
     assert fpe_hf("widen", dense, "--out", old, "--overwrite").code == 130
 
 

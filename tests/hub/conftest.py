@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
+from transformers import BertTokenizerFast
 
 import fpe_hf
 from hub.server import Hub, running_hub
-from tiny_models import tiny_model
+from tiny_models import VOCAB, tiny_model
 
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "sat", "on", "the", "mat"]
 LONGEST_WAIT = 0.01
 PATIENCE = 600
 """Seconds to wait for a reply: no test's verdict may depend on how busy the machine is."""
@@ -62,6 +64,12 @@ def widened(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "checkpoint-1").mkdir()
     (folder / "checkpoint-1" / "config.json").write_text("{}")
     return folder
+
+
+@pytest.fixture
+def tokenizer() -> BertTokenizerFast:
+    words = WORDS + [f"[unused{number}]" for number in range(VOCAB - len(WORDS))]
+    return BertTokenizerFast(vocab={word: number for number, word in enumerate(words)})
 
 
 LEFT_OUT = (".env", "modeling.py", "optimizer.pt", "pytorch_model.bin", "training_args.bin")

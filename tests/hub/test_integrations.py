@@ -14,17 +14,10 @@ from transformers import BertTokenizerFast, PreTrainedModel, ViTImageProcessor, 
 import fpe_hf
 from fpe_hf.modules import fpe_layers
 from hub.server import Hub
-from tiny_models import VOCAB, tiny_inputs, tiny_model
+from tiny_models import tiny_inputs, tiny_model
 
 NAME = "user/name"
 LAYOUTS = ["element", "block"]
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "sat", "on", "the", "mat"]
-
-
-@pytest.fixture
-def tokenizer() -> BertTokenizerFast:
-    words = WORDS + [f"[unused{number}]" for number in range(VOCAB - len(WORDS))]
-    return BertTokenizerFast(vocab={word: number for number, word in enumerate(words)})
 
 
 def test_image_classification_pipeline(hub: Hub) -> None:
