@@ -202,8 +202,9 @@ def _download(
         return exchange(what, lambda: fetch(chosen), token=token), sizes
     except HubError as error:
         try:
-            cached = {"local_files_only": True, "allow_patterns": [CONFIG]}
-            place = snapshot_download(name, revision=revision, **cached)
+            place = snapshot_download(
+                name, revision=revision, allow_patterns=[CONFIG], local_files_only=True
+            )
         except OSError as gone:
             raise error from gone
         logger.warning("%s What goes along is what the cache has of the repository.", error)

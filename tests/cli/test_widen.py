@@ -27,7 +27,7 @@ def test_saves_what_the_python_function_makes(dense: Path, tmp_path: Path) -> No
     result = fpe_hf("widen", dense, "-o", out, "--alpha", 4, "--seed", 3, "--bias", "child")
     assert result.code == 0, result
     assert result.out.endswith(
-        f"All invariants hold.\nSaved the widened ViTForImageClassification to {out}\n"
+        f"All invariants hold.\nNot copied: README.md\nSaved the widened ViTForImageClassification to {out}\n"
     )
     assert "vit.layers.1.mlp" in result.out
     assert contents(out).keys() == {CONFIG, WEIGHTS, *COMPANIONS}
