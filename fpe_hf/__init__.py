@@ -12,14 +12,14 @@ from .checkpoint.registration import register as _register
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .auditing import AuditReport, audit
+    from .access import audit, find_mlps, to_dense
+    from .auditing import AuditReport
     from .callback import BudgetCallback
     from .config import FPEConfig
     from .conversion import widen
-    from .dense import to_dense
-    from .discovery import MLPBlock, find_mlps
+    from .discovery import MLPBlock
     from .errors import FPEError
-    from .hub import from_pretrained, push_to_hub
+    from .hub import copy_companions, from_pretrained, push_to_hub
     from .memory import recompute_hidden
     from .schedule import BudgetSchedule
     from .splits import register_split
@@ -33,6 +33,7 @@ __all__ = [
     "MLPBlock",
     "__version__",
     "audit",
+    "copy_companions",
     "find_mlps",
     "from_pretrained",
     "push_to_hub",
@@ -49,19 +50,36 @@ _HOMES = {
     "FPEConfig": "config",
     "FPEError": "errors",
     "MLPBlock": "discovery",
-    "audit": "auditing",
-    "find_mlps": "discovery",
+    "audit": "access",
+    "copy_companions": "hub",
+    "find_mlps": "access",
     "from_pretrained": "hub",
     "push_to_hub": "hub",
     "recompute_hidden": "memory",
     "register_split": "splits",
-    "to_dense": "dense",
+    "to_dense": "access",
     "widen": "conversion",
 }
 
 
+_MODULES = (
+    "discovery",
+    "errors",
+    "fusing",
+    "hub",
+    "metrics",
+    "planning",
+    "recipes",
+    "science",
+    "splits",
+)
+"""Modules that the documentation names."""
+
+
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used."""
+    """Imports a public name or module when it is first used."""
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
@@ -70,7 +88,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_MODULES})
 
 
 _register()

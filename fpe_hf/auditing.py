@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from html import escape
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from .errors import BudgetError, ConfigError, OverwrittenError
 from .layers import DownLayer, FPELayer, OpenLayer, UpLayer
 from .layers.base import are_apart
+from .markup import html_table, text_table
 from .modules import blocks_of
 from .planning import BlockSpec
 from .planning.spec import OPEN
@@ -140,16 +142,11 @@ class AuditReport:
         return header, cells
 
     def __str__(self) -> str:
-        header, cells = self.rows()
-        widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-        lines = [
-            "  ".join(
-                text.ljust(width) if column < 2 else text.rjust(width)
-                for column, (text, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in [header, ["-" * width for width in widths], *cells]
-        ]
-        return "\n".join([*lines, self.verdict])
+        return f"{text_table(*self.rows(), texts=2)}\n{self.verdict}"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show."""
+        return f"{html_table(*self.rows(), texts=2)}\n<p>{escape(self.verdict)}</p>"
 
 
 def audit(model: nn.Module, *, strict: bool = False) -> AuditReport:

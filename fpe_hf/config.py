@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from .errors import ConfigError, did_you_mean
 
@@ -33,6 +33,25 @@ OVERRIDABLE = (
     "open",
     "seed",
 )
+
+
+class FPEFields(TypedDict, total=False):
+    """The fields of `FPEConfig`, as `widen` takes them by name."""
+
+    alpha: int
+    split: str
+    fan_out: str
+    layout: str
+    tile_size: int | None
+    coupling: float
+    learn_coupling: bool
+    bias: str
+    budget: float
+    open: bool
+    targets: Sequence[str] | None
+    exclude: Sequence[str]
+    overrides: Mapping[str, Mapping[str, Any]]
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -201,13 +220,29 @@ class FPEConfig:
             merged.setdefault("tile_size", None)
         return dataclasses.replace(self, overrides={}, **merged)
 
-    def with_overrides(self, **fields: Any) -> FPEConfig:
+    def with_overrides(self, **fields: Unpack[FPEFields]) -> FPEConfig:
         """A copy with some fields changed.
 
         Raises:
             ConfigError: A name is not a field, or its value is not accepted.
         """
         return FPEConfig.from_dict({**self.to_dict(), **fields})
+
+    @classmethod
+    def of(cls, config: FPEConfig | Mapping[str, Any] | None) -> FPEConfig:
+        """What `widen` was asked for: a configuration, its fields, or nothing.
+
+        Raises:
+            ConfigError: It is something else, or a field is unknown or not accepted.
+        """
+        if isinstance(config, FPEConfig):
+            return config
+        if config is not None and not isinstance(config, Mapping):
+            raise ConfigError(
+                f"config={config!r} must be an FPEConfig or a mapping of its fields, as in "
+                "widen(model, {'alpha': 4}); fields may also be named: widen(model, alpha=4)."
+            )
+        return cls.from_dict(config or {})
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""

@@ -27,7 +27,8 @@ def test_saves_what_the_python_function_makes(dense: Path, tmp_path: Path) -> No
     result = fpe_hf("widen", dense, "-o", out, "--alpha", 4, "--seed", 3, "--bias", "child")
     assert result.code == 0, result
     assert result.out.endswith(
-        f"All invariants hold.\nNot copied: README.md\nSaved the widened ViTForImageClassification to {out}\n"
+        "All invariants hold.\nNot copied: README.md\n"
+        f"Saved the widened ViTForImageClassification to {out}\n"
     )
     assert "vit.layers.1.mlp" in result.out
     assert contents(out).keys() == {CONFIG, WEIGHTS, *COMPANIONS}
@@ -242,7 +243,7 @@ def test_streaming_is_the_rule(
 def test_an_interruption_while_saving_leaves_nothing(
     dense: Path, old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*args: object) -> None:
+    def interrupt(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fpe_hf.hub.companions.copy_companions", interrupt)

@@ -13,9 +13,8 @@ from transformers import BertTokenizerFast
 
 import fpe_hf
 from hub.server import Hub, running_hub
-from tiny_models import VOCAB, tiny_model
+from tiny_models import tiny_model, tiny_tokenizer
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "sat", "on", "the", "mat"]
 LONGEST_WAIT = 0.01
 PATIENCE = 600
 """Seconds to wait for a reply: no test's verdict may depend on how busy the machine is."""
@@ -68,8 +67,7 @@ def widened(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tokenizer() -> BertTokenizerFast:
-    words = WORDS + [f"[unused{number}]" for number in range(VOCAB - len(WORDS))]
-    return BertTokenizerFast(vocab={word: number for number, word in enumerate(words)})
+    return tiny_tokenizer()
 
 
 LEFT_OUT = (".env", "modeling.py", "optimizer.pt", "pytorch_model.bin", "training_args.bin")
