@@ -150,19 +150,7 @@ class AuditReport:
 
 
 def audit(model: nn.Module, *, strict: bool = False) -> AuditReport:
-    """Counts the non-zeros of a widened model and checks invariants I1 and I2.
-
-    Args:
-        model: A widened model.
-        strict: Raise at a breach rather than flag it.
-
-    Returns:
-        The report.
-
-    Raises:
-        ConfigError: The model has no widened block.
-        BudgetError: `strict`, and an invariant does not hold.
-    """
+    """The audit of a widened model; see `fpe_hf.audit`."""
     blocks = blocks_of(model)
     if not blocks:
         raise ConfigError("The model has no widened block; fpe_hf.widen makes them.")

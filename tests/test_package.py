@@ -67,6 +67,17 @@ def test_submodules_are_still_found() -> None:
     assert run("from fpe_hf import errors; print(errors.FPEError.__name__)") == "FPEError"
 
 
+def test_modules_that_the_documentation_names_are_attributes() -> None:
+    root = ROOT / "docs"
+    texts = [page.read_text(encoding="utf-8") for page in (*root.glob("*.md"), ROOT / "README.md")]
+    named = {name for text in texts for name in re.findall(r"\bfpe_hf\.([a-z_]+)\.", text)}
+    modules = sorted(named & {path.stem for path in Path(fpe_hf.__file__).parent.iterdir()})
+    assert "metrics" in modules
+    for name in modules:
+        code = f"import fpe_hf; print('torch' in __import__('sys').modules, fpe_hf.{name}.__name__)"
+        assert run(code) == f"False fpe_hf.{name}"
+
+
 def test_the_version_is_that_of_the_distribution() -> None:
     assert re.match(r"\d+\.\d+\.\d+", fpe_hf.__version__)
     try:
