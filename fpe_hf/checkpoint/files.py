@@ -39,7 +39,8 @@ def check_regular(folder: Path) -> None:
     """
     if not folder.is_dir():
         return
-    for entry in folder.iterdir():
+    places = [folder, *(folder / name for name in module_folders(folder))]
+    for entry in (entry for place in places if place.is_dir() for entry in place.iterdir()):
         if not (entry.is_file() or entry.is_dir()) and entry.exists():
             raise CheckpointError(f"{entry} is no regular file: remove it.")
     for name in (CONFIG, INDEX):
@@ -83,6 +84,8 @@ def module_folders(folder: Path) -> list[str]:
 
     `"."` stands for the folder itself. Without a `modules.json` that can be read there are none.
     """
+    if not (folder / MODULES).is_file():
+        return []
     try:
         check_json_size(folder / MODULES, (folder / MODULES).stat().st_size)
         modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))

@@ -107,7 +107,8 @@ def unfold(entries: Iterable[Any]) -> Iterator[Any]:
         each = entry[EACH]
         where = f"{EACH!r} of block {entry.get('name')!r} of the FPE config"
         _check(where, shared, each)
-        written += len(each[STEM]) * len(json.dumps(shared))
+        text, stems = json.dumps(shared), each[STEM]
+        written += len(stems) * len(text) + text.count(STEM) * sum(map(len, stems))
         check_json_size(f"{where}, written out,", written)
         for values in zip(*each.values(), strict=True):
             own = dict(zip(each, values, strict=True))

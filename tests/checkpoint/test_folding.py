@@ -108,8 +108,15 @@ def test_entries_that_make_no_sense(change: dict[str, Any], message: str) -> Non
         read([entry])
 
 
-def test_an_entry_stands_for_no_more_than_could_be_written_out() -> None:
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"child_inputs": [1] * 100_000, "each": {"*": ["0"] * 100_000}},
+        {"name": "*" * 100_000, "each": {"*": ["0" * 100_000]}},
+    ],
+)
+def test_an_entry_stands_for_no_more_than_could_be_written_out(claim: dict[str, Any]) -> None:
     (spec,) = specs_of("layers.*.mlp")
-    entry = {**spec.to_dict(), "child_inputs": [1] * 100_000, "each": {"*": ["0"] * 100_000}}
+    entry = {**spec.to_dict(), **claim}
     with pytest.raises(CheckpointError, match=r"written out, has .* bytes; accepted: up to"):
         next(unfold([entry]))

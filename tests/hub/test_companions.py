@@ -152,6 +152,17 @@ def test_a_folder_of_the_hubs_cache_holds_links(tmp_path: Path) -> None:
     assert copy_companions(snapshot, tmp_path / "out").copied == ("tokenizer.json",)
 
 
+@pytest.mark.parametrize("name", ["modules.json", "0_Transformer/model.safetensors"])
+def test_pipes_among_the_modules_are_not_opened(name: str, tmp_path: Path) -> None:
+    source = fill(tmp_path / "source", "0_Transformer/config.json", "modules.json")
+    (source / "modules.json").write_text('[{"path": "0_Transformer"}]')
+    (source / name).unlink(missing_ok=True)
+    os.mkfifo(source / name)
+    result = fpe_hf("widen", source, "--out", tmp_path / "out")
+    assert result.code != 0
+    assert "is no regular file" in " ".join(result.err.split())
+
+
 def sentence_model(folder: Path, tokenizer: object) -> None:
     """A saved sentence-transformers model with a pooling and a normalising module."""
     library = pytest.importorskip("sentence_transformers", minversion="6")

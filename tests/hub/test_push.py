@@ -141,7 +141,11 @@ def test_a_model_of_sentence_transformers_is_pushed_whole(
     model = fpe_hf.widen(library.SentenceTransformer(modules=modules, device="cpu"))
     pushed = fpe_hf.push_to_hub(model, NAME)
     assert {"modules.json", "1_Pooling/config.json", "tokenizer.json"} <= set(pushed.files)
-    assert "fpe_hf" in hub.repos[NAME].files()["README.md"].decode()
+    card = hub.repos[NAME].files()["README.md"].decode()
+    code = "import fpe_hf\nfrom sentence_transformers import SentenceTransformer\n\n"
+    assert f'{code}model = SentenceTransformer("{NAME}")\n' in card
+    assert "pipeline_tag: sentence-similarity" in card
+    assert "- sentence-transformers" in card
     again = library.SentenceTransformer(NAME, device="cpu")
     assert (again.encode(["the cat"]) == model.encode(["the cat"])).all()
 
