@@ -43,6 +43,7 @@ class FPEFields(TypedDict, total=False):
     fan_out: str
     layout: str
     tile_size: int | None
+    purpose: str
     coupling: float
     learn_coupling: bool
     bias: str

@@ -37,15 +37,16 @@ def read(entries: Any) -> tuple[BlockSpec, ...]:
     return plan.specs
 
 
-def test_the_config_of_six_blocks_is_short(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["element", "block"])
+def test_the_config_of_six_blocks_is_short(layout: str, tmp_path: Path) -> None:
     from transformers import BertModel
 
     config = tiny_config("bert")
     config.num_hidden_layers = 6
-    model = fpe_hf.widen(BertModel(config))
+    model = fpe_hf.widen(BertModel(config), layout=layout)
     model.save_pretrained(tmp_path)
     text = (tmp_path / "config.json").read_text()
-    assert len(text.splitlines()) < 130
+    assert len(text.splitlines()) < 150
     (entry,) = json.loads(text)["quantization_config"]["blocks"]
     assert entry["name"] == "encoder.layer.*"
     assert entry["each"]["*"] == ["0", "1", "2", "3", "4", "5"]

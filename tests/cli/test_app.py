@@ -138,8 +138,9 @@ def test_sigterm_leaves_nothing(dense: Path, tmp_path: Path) -> None:
 def test_the_entry_point_in_a_fresh_process(dense: Path, tmp_path: Path) -> None:
     result = in_subprocess("-m", "fpe_hf.cli", "widen", dense, "--out", "wide", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    last = "All invariants hold.\nSaved the widened ViTForImageClassification to wide\n"
-    assert result.stdout.endswith(last)
+    *_, verdict, left, last = result.stdout.splitlines()
+    assert (verdict, left) == ("All invariants hold.", "Not copied: README.md")
+    assert last == "Saved the widened ViTForImageClassification to wide"
     assert "outputs of this pretrained model change until it is trained" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["wide"]
 
