@@ -86,9 +86,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     sizes = {"hidden_size": 16, "intermediate_size": 24, "moe_intermediate_size": 24}
     sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
     ernie = Ernie4_5_MoeConfig(**sizes, vocab_size=16, moe_num_experts=4, moe_k=2)
-    fpe_hf.widen(Ernie4_5_MoeForCausalLM(ernie), targets=["experts"]).save_pretrained(
-        place / "ernie"
-    )
+    fpe_hf.widen(
+        Ernie4_5_MoeForCausalLM(ernie), layout="element", targets=["experts"]
+    ).save_pretrained(place / "ernie")
     return {folder.name: folder for folder in place.iterdir()}
 
 
