@@ -13,9 +13,10 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .auditing import AuditReport, audit
-    from .callback import BudgetCallback
+    from .callback import BudgetCallback, CouplingCallback
     from .config import FPEConfig
     from .conversion import widen
+    from .coupling import CouplingSchedule, parameter_groups
     from .dense import to_dense
     from .discovery import MLPBlock, find_mlps
     from .errors import FPEError
@@ -28,6 +29,8 @@ __all__ = [
     "AuditReport",
     "BudgetCallback",
     "BudgetSchedule",
+    "CouplingCallback",
+    "CouplingSchedule",
     "FPEConfig",
     "FPEError",
     "MLPBlock",
@@ -35,6 +38,7 @@ __all__ = [
     "audit",
     "find_mlps",
     "from_pretrained",
+    "parameter_groups",
     "push_to_hub",
     "recompute_hidden",
     "register_split",
@@ -46,12 +50,15 @@ _HOMES = {
     "AuditReport": "auditing",
     "BudgetCallback": "callback",
     "BudgetSchedule": "schedule",
+    "CouplingCallback": "callback",
+    "CouplingSchedule": "coupling",
     "FPEConfig": "config",
     "FPEError": "errors",
     "MLPBlock": "discovery",
     "audit": "auditing",
     "find_mlps": "discovery",
     "from_pretrained": "hub",
+    "parameter_groups": "coupling",
     "push_to_hub": "hub",
     "recompute_hidden": "memory",
     "register_split": "splits",

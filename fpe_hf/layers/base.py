@@ -73,8 +73,7 @@ class FPELayer(nn.Module):
         device: torch.device | str | None,
     ) -> None:
         super().__init__()
-        _ = spec.tiles  # made now: torch.compile cannot trace the lock of a cached property
-        self.spec = spec
+        self.respecify(spec)
         self.index = index
         self.stock = stock
         self.in_features = in_features
@@ -185,6 +184,11 @@ class FPELayer(nn.Module):
             CheckpointError: An index is out of range, or a mask does not fit the weights.
         """
         raise NotImplementedError
+
+    def respecify(self, spec: BlockSpec) -> None:
+        """Takes another spec of the same shapes, as when a coupling is annealed."""
+        _ = spec.tiles  # made now: torch.compile cannot trace the lock of a cached property
+        self.spec = spec
 
     def reset_derived(self) -> None:
         """Recomputes the tensors that follow from the spec and are never stored."""
@@ -354,7 +358,9 @@ class FPELayer(nn.Module):
     def mark(self) -> int:
         """A number that is the same only for the same projection of the same plan."""
         projection = self.spec.down if self.index is None else self.spec.ups[self.index]
-        plan = json.dumps(replace(self.spec, place=()).to_dict(), sort_keys=True)
+        # A training that anneals couplings is gone on with in the model that was widened.
+        own = replace(self.spec.as_widened, place=())
+        plan = json.dumps(own.to_dict(), sort_keys=True)
         return derive_seed(self.spec.seed, projection, plan)
 
     @property
