@@ -19,6 +19,7 @@ from ..linear import CHANNEL_AXES
 from ..planning import BlockSpec
 from ..splits import derive_seed
 from .checksum import UNVERIFIED, checksum, was_averaged
+from .parting import note_training
 from .seal import Seal, Stamps
 
 INDEX_BUFFERS = ("keep", "owner", "codes", "inputs", "outputs")
@@ -98,6 +99,7 @@ class FPELayer(nn.Module):
             InputShapeError: `x` is wider or narrower than `in_features`, or a view of a nested
                 tensor.
         """
+        note_training(self)
         if x is None:
             return self.dense_weight(), self.dense_bias()
         if isinstance(x, fx.Proxy):  # torch.fx looks into other modules than torch's own
