@@ -646,11 +646,20 @@ class UpLayer(FPELayer):
     def _first_children(self, rows: Tensor) -> Tensor:
         """Of rows in the order of `merge_sources`, those of every parent's first child."""
         axis = 0 if self.spec.experts == 1 else 1
+        return self.by_sibling(rows)[0].flatten(axis, axis + 1)
+
+    def by_sibling(self, rows: Tensor) -> Tensor:
+        """Rows in the order of `merge_sources`, the children of a parent apart: `[alpha, sources,
+        parents, ...]`, interleaved `[alpha, parents, sources, ...]`, experts after `alpha`."""
+        axis = 0 if self.spec.experts == 1 else 1
         fused = self.spec.fused
         shape = (self.spec.hidden, 2) if fused == "interleaved" else (-1, self.spec.hidden)
         hidden = axis if fused == "interleaved" else axis + 1
+        places = self.children_places()
         apart: Tensor = rows.unflatten(axis, shape)
-        return apart.index_select(hidden, self.children_places()[0]).flatten(axis, axis + 1)
+        apart = apart.index_select(hidden, places.flatten())
+        apart = apart.unflatten(hidden, tuple(places.shape))
+        return apart.movedim(hidden, 0)
 
     def dense_bias(self) -> Tensor | None:
         if self.bias is None:
