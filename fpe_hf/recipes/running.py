@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..auditing import audit
 from ..callback import BudgetCallback, CouplingCallback
 from ..checkpoint.verify import verify_checkpoint
@@ -298,7 +300,10 @@ class _Repetition:
         if not is_widened(model):
             return []
         device = next(model.parameters()).device
-        batch = {name: own.to(device) for name, own in self.prepared.example_inputs().items()}
+        batch = {
+            name: own.to(device) if isinstance(own, torch.Tensor) else own
+            for name, own in self.prepared.example_inputs().items()
+        }
         return [asdict(own) for own in sibling_distances(model, batch)]
 
     # -- what came out -------------------------------------------------------------------------
