@@ -14,9 +14,10 @@ from .version import __version__
 if TYPE_CHECKING:
     from .access import audit, find_mlps, to_dense
     from .auditing import AuditReport
-    from .callback import BudgetCallback
+    from .callback import BudgetCallback, CouplingCallback
     from .config import FPEConfig
     from .conversion import widen
+    from .coupling import CouplingSchedule, parameter_groups
     from .discovery import MLPBlock
     from .errors import FPEError
     from .hub import copy_companions, from_pretrained, push_to_hub
@@ -28,6 +29,8 @@ __all__ = [
     "AuditReport",
     "BudgetCallback",
     "BudgetSchedule",
+    "CouplingCallback",
+    "CouplingSchedule",
     "FPEConfig",
     "FPEError",
     "MLPBlock",
@@ -36,6 +39,7 @@ __all__ = [
     "copy_companions",
     "find_mlps",
     "from_pretrained",
+    "parameter_groups",
     "push_to_hub",
     "recompute_hidden",
     "register_split",
@@ -47,6 +51,8 @@ _HOMES = {
     "AuditReport": "auditing",
     "BudgetCallback": "callback",
     "BudgetSchedule": "schedule",
+    "CouplingCallback": "callback",
+    "CouplingSchedule": "coupling",
     "FPEConfig": "config",
     "FPEError": "errors",
     "MLPBlock": "discovery",
@@ -54,6 +60,7 @@ _HOMES = {
     "copy_companions": "hub",
     "find_mlps": "access",
     "from_pretrained": "hub",
+    "parameter_groups": "coupling",
     "push_to_hub": "hub",
     "recompute_hidden": "memory",
     "register_split": "splits",

@@ -78,9 +78,10 @@ class FPEConfig:
         purpose: What `layout="auto"` is to be fast in: `"training"` (forward and backward) or
             `"serving"` (forward).
         coupling: 0.0 to 1.0. Child c's pre-activation is `z_c + coupling * sum_{k != c} z_k + b`.
-            With 1.0 and `fan_out="partition"` the widened model computes what its parent did.
-        learn_coupling: Train one coupling per parent, started at `coupling`, paid for by pruning
-            as many of the smallest weights.
+            With 1.0 and `fan_out="partition"` the widened model computes what its parent did, and
+            trains as it would, unless a `CouplingSchedule` lets siblings part.
+        learn_coupling: Train one coupling per parent, started at `coupling`. Pruning pays for it,
+            so the widened model starts near its parent at best.
         bias: `"shared"`: the children of a parent share its bias, for free; `"child"`: one bias
             per child, paid for by pruning.
         budget: Share of the parent's non-zeros that the block ends with, 0.05 to 1.0.

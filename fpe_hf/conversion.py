@@ -82,7 +82,7 @@ def widen(
         PlanError: A block's shapes or weights forbid it.
 
     Example:
-        >>> model = fpe_hf.widen(model, alpha=4, coupling=1.0, fan_out="partition")
+        >>> model = fpe_hf.widen(model, alpha=4, split="learned")
     """
     asked = FPEConfig.of(config).with_overrides(**overrides)
     model = opened(model_or_id, load_model)
@@ -178,21 +178,25 @@ def replace_block(model: nn.Module, block: MLPBlock, plan: BlockPlan) -> None:
 
 
 def warn_unless_exact(specs: Iterable[BlockSpec]) -> None:
-    """Says that a pretrained model computes something else once it has these blocks."""
-    changed = [spec for spec in specs if not _starts_exact(spec)]
-    if changed:
-        exact = 'coupling=1.0, fan_out="partition"'
-        if any(spec.layout == OPEN for spec in changed):  # open blocks have no coupling
-            exact = 'split="learned"'
+    """Says that a pretrained model computes something else once it has these blocks, and why."""
+    reasons = dict.fromkeys(filter(None, map(_change, specs)))
+    if reasons:
         logger.warning(
-            "The outputs of this pretrained model change until it is trained further; "
-            "for an exact start use %s.",
-            exact,
+            "The outputs of this pretrained model change until it is trained further: %s. "
+            'split="learned" starts exactly at its parent and lets siblings part; for pretrained '
+            "encoders no gain was measured with any setting (docs/learned-splits.md).",
+            ", ".join(reasons),
         )
 
 
-def _starts_exact(spec: BlockSpec) -> bool:
+def _change(spec: BlockSpec) -> str | None:
+    """What keeps a block from starting exactly at its parent; `None` if nothing does."""
     if spec.split == LEARNED or (spec.layout == OPEN and spec.alpha == 1):
-        return True
-    exact = spec.coupling == 1.0 and not spec.learn_coupling
-    return exact and spec.fan_out == "partition" and spec.bias == "shared"
+        return None
+    if spec.coupling < 1.0:
+        return "children see parts of what their parents saw"
+    if spec.fan_out == "replicate":
+        return 'fan_out="replicate" copies outgoing weights'
+    if spec.bias == "child" and any(spec.up_biases):
+        return 'pruning pays for bias="child"'
+    return "pruning pays for the learned couplings" if spec.learn_coupling else None

@@ -228,28 +228,37 @@ def test_a_typo_in_targets_suggests_the_right_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "options", "notices"),
+    ("source", "options", "notice"),
     [
-        ("some/model", {}, 1),
-        ("some/model", {"layout": "block", "coupling": 1.0}, 1),
-        ("some/model", {**EXACT, "overrides": {"encoder.layer.0": {"coupling": 0.5}}}, 1),
-        ("some/model", EXACT, 0),
-        ("", {}, 0),
+        ("some/model", {}, "children see parts"),
+        ("some/model", {"layout": "block", "coupling": 1.0}, 'fan_out="replicate" copies'),
+        ("some/model", {**EXACT, "overrides": {"*.layer.0": {"coupling": 0.5}}}, "children see"),
+        ("some/model", {**EXACT, "bias": "child"}, 'pays for bias="child"'),
+        ("some/model", {**EXACT, "learn_coupling": True}, "pays for the learned couplings"),
+        ("some/model", {"open": True}, "children see parts"),
+        ("some/model", {"split": "learned"}, None),
+        ("some/model", EXACT, None),
+        ("", {}, None),
     ],
-    ids=["pretrained", "replicate", "one-block", "exact-start", "from-scratch"],
+    ids=[
+        *("pretrained", "replicate", "one-block", "child", "learned-coupling", "open"),
+        *("learned-split", "exact-start", "from-scratch"),
+    ],
 )
 def test_pretrained_models_get_a_notice_of_one_line(
-    source: str, options: dict[str, Any], notices: int, caplog: pytest.LogCaptureFixture
+    source: str, options: dict[str, Any], notice: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = tiny_model("bert")
     model.name_or_path = source
     with caplog.at_level(logging.INFO, "fpe_hf"):
         fpe_hf.widen(model, **options)
     lines = [record.getMessage() for record in caplog.records if record.name == "fpe_hf"]
-    assert len(lines) == notices
+    assert len(lines) == (notice is not None)
     for line in lines:
         assert "\n" not in line
-        assert 'coupling=1.0, fan_out="partition"' in line
+        assert str(notice) in line
+        assert 'split="learned" starts exactly' in line  # which is not what they have
+        assert "coupling=1.0" not in line
 
 
 @pytest.mark.parametrize("alpha", [1, 2])
@@ -263,7 +272,7 @@ def test_the_notice_on_an_open_model_names_what_can_be_open(
     fpe_hf.widen(model, alpha=alpha, budget=0.9, open=True)
     exact = torch.allclose(model(tokens).last_hidden_state, before, atol=1e-5)
     assert exact == (alpha == 1)
-    assert exact or caplog.messages[-1].endswith('for an exact start use split="learned".')
+    assert exact or 'split="learned" starts exactly' in caplog.messages[-1]
     assert not exact or not caplog.messages
 
 

@@ -320,6 +320,10 @@ def _plan_block_layout(draft: BlockSpec, parent: ParentWeights, config: FPEConfi
         children = _divide_tile(spec, tile, ups)
         _check_balance(spec, children)
         norms = of_inputs(ups, norm)
+        if not replicate and spec.budget == 1.0:
+            # A few inputs pay for couplings and biases. The smallest columns are of no use: they
+            # belong to inputs that are large, as norms before MLPs make some.
+            norms = (norms - norms.median()).abs()
         plan.inputs.append(keep_columns(norms, spec.child_inputs, children))
         plan.outputs.append(_tile_outputs(spec, tile, parent.down.detach()[:, start:stop]))
     return plan

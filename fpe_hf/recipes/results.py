@@ -33,6 +33,8 @@ class ArmResult:
             included.
         audit: What `fpe_hf.audit` found, for widened models.
         interference: Metrics of the up projections `before` and `after` the training.
+        siblings: How far the siblings of widened blocks had parted `before` and `after` the
+            training (`fpe_hf.metrics.sibling_distances`).
         flops: Of the whole training, as `fpe_hf.recipes.costs` estimates them; 0 if unknown.
         peak_parameters: Most trainable parameters at any time; 0 if unknown.
         disk_bytes: Of the trained model's tensors on disk; 0 if unknown.
@@ -47,6 +49,7 @@ class ArmResult:
     seconds: float
     audit: dict[str, Any] | None = None
     interference: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    siblings: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     flops: float = 0.0
     peak_parameters: int = 0
     disk_bytes: int = 0

@@ -86,6 +86,14 @@ def test_config_only_reads_no_weights(widened: Path, tmp_path: Path) -> None:
     assert found["audit"] is None
 
 
+def test_an_open_model_shows_no_fields_that_training_decides(tmp_path: Path) -> None:
+    library.widen(tiny_model("vit"), split="learned").save_pretrained(tmp_path)
+    text = fpe_hf("inspect", tmp_path, "--config-only").out
+    assert "split=learned" in text
+    assert "open=" not in text
+    assert "fan_out=" not in text
+
+
 def test_names_do_not_control_the_terminal(widened: Path, tmp_path: Path) -> None:
     shutil.copytree(widened, folder := tmp_path / "copy")
     config = json.loads((folder / "config.json").read_text())

@@ -257,3 +257,11 @@ def test_refuses_a_full_folder_and_its_own_source(dense: Path, old: Path) -> Non
         result = fpe_hf("widen", dense, "--out", out, "--overwrite")
         assert_refused(result, "holds the model that is read")
     assert contents(dense.parent) == before
+
+
+def test_a_coupling_alone_is_no_exact_start_and_says_why(
+    dense: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = fpe_hf("widen", dense, "--out", tmp_path / "out", "--coupling", "1")
+    assert result.code == 0, result
+    assert 'further: fan_out="replicate" copies outgoing weights' in caplog.text

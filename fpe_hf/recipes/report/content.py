@@ -22,6 +22,7 @@ from .figures import (
     nonzeros_figure,
 )
 from .latency import Latency
+from .siblings import siblings_line
 from .tables import Table
 from .units import slug
 from .words import Verdict, verdict
@@ -173,6 +174,7 @@ def _interference(results: Results) -> Section:
         "higher feature capacity, a mean cosine nearer 0 and a lower off-diagonal energy. FPE is "
         'already split in "before".'
     ]
+    text += siblings_line(results)
     missing = [arm for arm in tables.COMPARED if arm not in arms]
     if missing:
         text.append(f"Not measured: {', '.join(missing)}.")
