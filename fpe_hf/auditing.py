@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from html import escape
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from .errors import BudgetError, ConfigError, OverwrittenError
 from .layers import DownLayer, FPELayer, OpenLayer, UpLayer
 from .layers.base import are_apart
+from .markup import html_table, text_table
 from .modules import blocks_of
 from .planning import BlockSpec
 from .planning.spec import OPEN
@@ -140,32 +142,15 @@ class AuditReport:
         return header, cells
 
     def __str__(self) -> str:
-        header, cells = self.rows()
-        widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-        lines = [
-            "  ".join(
-                text.ljust(width) if column < 2 else text.rjust(width)
-                for column, (text, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in [header, ["-" * width for width in widths], *cells]
-        ]
-        return "\n".join([*lines, self.verdict])
+        return f"{text_table(*self.rows(), texts=2)}\n{self.verdict}"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show."""
+        return f"{html_table(*self.rows(), texts=2)}\n<p>{escape(self.verdict)}</p>"
 
 
 def audit(model: nn.Module, *, strict: bool = False) -> AuditReport:
-    """Counts the non-zeros of a widened model and checks invariants I1 and I2.
-
-    Args:
-        model: A widened model.
-        strict: Raise at a breach rather than flag it.
-
-    Returns:
-        The report.
-
-    Raises:
-        ConfigError: The model has no widened block.
-        BudgetError: `strict`, and an invariant does not hold.
-    """
+    """The audit of a widened model; see `fpe_hf.audit`."""
     blocks = blocks_of(model)
     if not blocks:
         raise ConfigError("The model has no widened block; fpe_hf.widen makes them.")

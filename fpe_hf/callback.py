@@ -1,4 +1,4 @@
-"""`BudgetCallback`: a `BudgetSchedule` in transformers' Trainer."""
+"""`BudgetCallback` and `CouplingCallback`: schedules in transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -9,14 +9,54 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from .checkpoint.plan import FPEQuantizationConfig
-from .config import FPEConfig
+from .coupling import CouplingSchedule
 from .schedule import BudgetSchedule
 
 logger = logging.getLogger("fpe_hf")
 
 
-class BudgetCallback(TrainerCallback):  # type: ignore[misc]
+class _ScheduleCallback(TrainerCallback):  # type: ignore[misc]
+    """Makes a schedule when training begins, and goes on with it by every step of the optimizer."""
+
+    schedule: Any = None
+    _unfinished: str
+
+    def on_train_begin(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        **kwargs: Any,
+    ) -> None:
+        """Makes the schedule."""
+        self.schedule = self._make(model, state.max_steps, optimizer, state.global_step)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Goes on by a step."""
+        assert self.schedule is not None
+        was_done = self._is_done()
+        self.schedule.step()
+        if not was_done and self._is_done():
+            # Until now the model was another than will be shipped.
+            state.best_metric = state.best_model_checkpoint = state.best_global_step = None
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Says so if training was ended early, with the schedule unfinished."""
+        if not self._is_done():
+            logger.warning("Training ended at step %d, %s", state.global_step, self._unfinished)
+
+    def _make(
+        self, model: nn.Module, steps: int, optimizer: torch.optim.Optimizer, start: int
+    ) -> Any:
+        raise NotImplementedError
+
+    def _is_done(self) -> bool:
+        raise NotImplementedError
+
+
+class BudgetCallback(_ScheduleCallback):
     """Closes the budget of an open model while transformers' Trainer trains it.
 
     Training that was cut off goes on from a checkpoint of the Trainer, before and after the budget
@@ -38,6 +78,12 @@ class BudgetCallback(TrainerCallback):  # type: ignore[misc]
         >>> trainer = Trainer(model, arguments, callbacks=[fpe_hf.BudgetCallback()], ...)
     """
 
+    schedule: BudgetSchedule | None
+    _unfinished = (
+        "before the budget was closed: train on, or close it at once with "
+        "callback.schedule.close()."
+    )
+
     def __init__(
         self,
         begin: float = 0.1,
@@ -56,52 +102,51 @@ class BudgetCallback(TrainerCallback):  # type: ignore[misc]
             "disjoint": disjoint,
         }
         BudgetSchedule.check(1, **self._settings)
-        self.schedule: BudgetSchedule | None = None
 
-    def on_train_begin(
-        self,
-        args: Any,
-        state: Any,
-        control: Any,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        **kwargs: Any,
+    def _make(
+        self, model: nn.Module, steps: int, optimizer: torch.optim.Optimizer, start: int
+    ) -> BudgetSchedule:
+        return BudgetSchedule(model, steps, optimizer=optimizer, start=start, **self._settings)
+
+    def _is_done(self) -> bool:
+        return self.schedule is None or not self.schedule.open
+
+
+class CouplingCallback(_ScheduleCallback):
+    """Anneals the coupling of siblings while transformers' Trainer trains a model.
+
+    Training that was cut off goes on from a checkpoint of the Trainer: give the Trainer the widened
+    model again, or the checkpoint itself, loaded. Of checkpoints, the best model
+    (`load_best_model_at_end`) is one with the coupling that was wanted.
+
+    Args:
+        begin: See `CouplingSchedule`, as all others; the Trainer says how many steps there are.
+        end: See there.
+        shape: See there.
+        to: See there.
+
+    Attributes:
+        schedule: The schedule; `None` before training.
+
+    Example:
+        >>> trainer = Trainer(model, arguments, callbacks=[fpe_hf.CouplingCallback()], ...)
+    """
+
+    schedule: CouplingSchedule | None
+    _unfinished = (
+        "before the coupling had fallen: train on, or give CouplingCallback an earlier end."
+    )
+
+    def __init__(
+        self, begin: float = 0.0, end: float = 0.5, shape: str = "linear", to: float = 0.0
     ) -> None:
-        """Makes the schedule."""
-        self.schedule = BudgetSchedule(
-            model, state.max_steps, optimizer=optimizer, start=state.global_step, **self._settings
-        )
-        if not self.schedule.open and _never_open(model):
-            logger.warning(
-                "This model was widened closed: BudgetCallback has nothing to do. "
-                'fpe_hf.widen(model, split="learned") opens a budget.'
-            )
+        self._settings: dict[str, Any] = {"begin": begin, "end": end, "shape": shape, "to": to}
+        CouplingSchedule.check(1, **self._settings)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Says so if training was ended early, with the budget open."""
-        assert self.schedule is not None
-        if self.schedule.open:
-            logger.warning(
-                "Training ended at step %d, before the budget was closed: train on, or close it "
-                "at once with callback.schedule.close().",
-                state.global_step,
-            )
+    def _make(
+        self, model: nn.Module, steps: int, optimizer: torch.optim.Optimizer, start: int
+    ) -> CouplingSchedule:
+        return CouplingSchedule(model, steps, start=start, **self._settings)
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Goes on by a step."""
-        assert self.schedule is not None
-        was_open = self.schedule.open
-        self.schedule.step()
-        if was_open and not self.schedule.open:
-            # Until now the model had more weights than it will be shipped with.
-            state.best_metric = state.best_model_checkpoint = state.best_global_step = None
-
-
-def _never_open(model: nn.Module) -> bool:
-    """Whether no block of a model started open, as far as its plan tells."""
-    plan = getattr(getattr(model, "config", None), "quantization_config", None)
-    if not isinstance(plan, FPEQuantizationConfig):
-        return False
-    config = FPEConfig.from_dict(plan.config)
-    own = (config.for_block([pattern]) for pattern in config.overrides)
-    return not any(one.starts_open for one in (config, *own))
+    def _is_done(self) -> bool:
+        return self.schedule is None or self.schedule.done

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from .errors import ConfigError, did_you_mean
 
 FAN_OUTS = ("replicate", "partition")
 LAYOUTS = ("element", "block")
 AUTO = "auto"
+PURPOSES = ("training", "serving")
 BIASES = ("shared", "child")
 MAX_ALPHA = 256
 MIN_BUDGET = 0.05
@@ -24,6 +25,7 @@ OVERRIDABLE = (
     "fan_out",
     "layout",
     "tile_size",
+    "purpose",
     "coupling",
     "learn_coupling",
     "bias",
@@ -33,9 +35,30 @@ OVERRIDABLE = (
 )
 
 
+class FPEFields(TypedDict, total=False):
+    """The fields of `FPEConfig`, as `widen` takes them by name."""
+
+    alpha: int
+    split: str
+    fan_out: str
+    layout: str
+    tile_size: int | None
+    purpose: str
+    coupling: float
+    learn_coupling: bool
+    bias: str
+    budget: float
+    open: bool
+    targets: Sequence[str] | None
+    exclude: Sequence[str]
+    overrides: Mapping[str, Mapping[str, Any]]
+    seed: int
+
+
 @dataclass(frozen=True)
 class FPEConfig:
-    """How to widen a model. The defaults are the paper's (arXiv 2510.04500, section 3).
+    """How to widen a model. The defaults are the paper's (arXiv 2510.04500, section 3), in the
+    layout that trains fastest.
 
     Args:
         alpha: Expansion factor: children per parent neuron, 2 to 256; 1 with a `budget` below 1.
@@ -48,13 +71,17 @@ class FPEConfig:
             each outgoing weight with exactly one child.
         layout: `"element"` stores any mask, weight by weight; `"block"` lets the parents of a tile
             share one split, so that every child of a tile is a small dense matrix; `"auto"` takes
-            for each block the layout and tiles that are the fastest as measured
-            (`fpe_hf.planning.costs`).
+            for each block the layout and tiles that are the fastest for its `purpose`, as measured
+            (`fpe_hf.planning.costs`); with a `budget` below 1, or for a parent that has been
+            pruned, `"element"`.
         tile_size: Parents per tile in the `block` layout; `None` makes the whole block one tile.
+        purpose: What `layout="auto"` is to be fast in: `"training"` (forward and backward) or
+            `"serving"` (forward).
         coupling: 0.0 to 1.0. Child c's pre-activation is `z_c + coupling * sum_{k != c} z_k + b`.
-            With 1.0 and `fan_out="partition"` the widened model computes what its parent did.
-        learn_coupling: Train one coupling per parent, started at `coupling`, paid for by pruning
-            as many of the smallest weights.
+            With 1.0 and `fan_out="partition"` the widened model computes what its parent did, and
+            trains as it would, unless a `CouplingSchedule` lets siblings part.
+        learn_coupling: Train one coupling per parent, started at `coupling`. Pruning pays for it,
+            so the widened model starts near its parent at best.
         bias: `"shared"`: the children of a parent share its bias, for free; `"child"`: one bias
             per child, paid for by pruning.
         budget: Share of the parent's non-zeros that the block ends with, 0.05 to 1.0.
@@ -76,8 +103,9 @@ class FPEConfig:
     alpha: int = 2
     split: str = "random"
     fan_out: str = "replicate"
-    layout: str = "element"
+    layout: str = AUTO
     tile_size: int | None = None
+    purpose: str = "training"
     coupling: float = 0.0
     learn_coupling: bool = False
     bias: str = "shared"
@@ -95,6 +123,7 @@ class FPEConfig:
             _check_int("tile_size", self.tile_size, 1, None)
         _check_choice("fan_out", self.fan_out, FAN_OUTS)
         _check_choice("layout", self.layout, (*LAYOUTS, AUTO))
+        _check_choice("purpose", self.purpose, PURPOSES)
         _check_choice("bias", self.bias, BIASES)
         for name in ("learn_coupling", "open"):
             if not isinstance(getattr(self, name), bool):
@@ -193,13 +222,29 @@ class FPEConfig:
             merged.setdefault("tile_size", None)
         return dataclasses.replace(self, overrides={}, **merged)
 
-    def with_overrides(self, **fields: Any) -> FPEConfig:
+    def with_overrides(self, **fields: Unpack[FPEFields]) -> FPEConfig:
         """A copy with some fields changed.
 
         Raises:
             ConfigError: A name is not a field, or its value is not accepted.
         """
         return FPEConfig.from_dict({**self.to_dict(), **fields})
+
+    @classmethod
+    def of(cls, config: FPEConfig | Mapping[str, Any] | None) -> FPEConfig:
+        """What `widen` was asked for: a configuration, its fields, or nothing.
+
+        Raises:
+            ConfigError: It is something else, or a field is unknown or not accepted.
+        """
+        if isinstance(config, FPEConfig):
+            return config
+        if config is not None and not isinstance(config, Mapping):
+            raise ConfigError(
+                f"config={config!r} must be an FPEConfig or a mapping of its fields, as in "
+                "widen(model, {'alpha': 4}); fields may also be named: widen(model, alpha=4)."
+            )
+        return cls.from_dict(config or {})
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""

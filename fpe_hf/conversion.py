@@ -5,20 +5,22 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar, overload
+from pathlib import Path
+from typing import Any, TypeVar, Unpack, overload
 
 from torch import nn
 from tqdm.auto import tqdm
 
+from .checkpoint.files import module_folders
 from .checkpoint.loading import load_model
 from .checkpoint.saving import record_plan
 from .closing import resume_closed
-from .config import FPEConfig
+from .config import FPEConfig, FPEFields
 from .discovery import MLPBlock, find_mlps
 from .errors import ConfigError
 from .fusing import fuse
 from .layers import build_layers
-from .modules import fpe_layers, put_layers, stocks_of, take_weights
+from .modules import core_of, fpe_layers, opened, put_layers, stocks_of, take_weights
 from .planning import BlockPlan, BlockSpec, plan_block
 from .planning.spec import OPEN
 from .selection import select_blocks
@@ -32,29 +34,29 @@ Model = TypeVar("Model", bound=nn.Module)
 @overload
 def widen(
     model_or_id: Model,
-    config: FPEConfig | None = None,
+    config: FPEConfig | Mapping[str, Any] | None = None,
     *,
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
-    **overrides: Any,
+    **overrides: Unpack[FPEFields],
 ) -> Model: ...
 
 
 @overload
 def widen(
     model_or_id: str | os.PathLike[str],
-    config: FPEConfig | None = None,
+    config: FPEConfig | Mapping[str, Any] | None = None,
     *,
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
-    **overrides: Any,
+    **overrides: Unpack[FPEFields],
 ) -> Any: ...
 
 
 def widen(
     model_or_id: nn.Module | str | os.PathLike[str],
-    config: FPEConfig | None = None,
+    config: FPEConfig | Mapping[str, Any] | None = None,
     *,
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
-    **overrides: Any,
+    **overrides: Unpack[FPEFields],
 ) -> Any:
     """Widens the MLP blocks of a model under a fixed number of non-zeros (paper section 3).
 
@@ -63,7 +65,9 @@ def widen(
 
     Args:
         model_or_id: A model, or a Hub id or local folder (loaded with the class its config names).
-        config: What to do; the defaults are the paper's.
+            Of a model of sentence-transformers, the transformer in it is widened.
+        config: What to do, as an `FPEConfig` or a mapping of its fields; the defaults are the
+            paper's.
         example_inputs: Inputs for the one traced forward pass, if fpe_hf cannot make them itself.
         **overrides: Fields of `FPEConfig` that take precedence over `config`.
 
@@ -78,19 +82,30 @@ def widen(
         PlanError: A block's shapes or weights forbid it.
 
     Example:
-        >>> model = fpe_hf.widen(model, alpha=4, coupling=1.0, fan_out="partition")
+        >>> model = fpe_hf.widen(model, alpha=4, split="learned")
     """
-    config = (config or FPEConfig()).with_overrides(**overrides)
-    if isinstance(model_or_id, nn.Module):
-        model: nn.Module = model_or_id
-    else:
-        model = load_model(model_or_id)
-    plans = plan_blocks(model, config, example_inputs)
+    asked = FPEConfig.of(config).with_overrides(**overrides)
+    model = opened(model_or_id, load_model)
+    if model is not model_or_id:
+        _warn_of_modules(model_or_id)
+    core = core_of(model)
+    pretrained = bool(getattr(core, "name_or_path", ""))
+    plans = plan_blocks(core, asked, example_inputs)
     specs = [plan.spec for _, plan in plans]
-    apply_plans(model, plans, config)
-    if getattr(model, "name_or_path", ""):
+    apply_plans(core, plans, asked)
+    if pretrained:
         warn_unless_exact(specs)
     return model
+
+
+def _warn_of_modules(source: Any) -> None:
+    """Says that a model of sentence-transformers was loaded without its other modules."""
+    if len(module_folders(Path(source))) > 1:
+        logger.warning(
+            "%s is a model of sentence-transformers, and only its transformer was loaded. To keep "
+            "the other modules, use `fpe-hf widen` or widen(SentenceTransformer(...)).",
+            source,
+        )
 
 
 Plans = list[tuple[MLPBlock, BlockPlan]]
@@ -163,21 +178,25 @@ def replace_block(model: nn.Module, block: MLPBlock, plan: BlockPlan) -> None:
 
 
 def warn_unless_exact(specs: Iterable[BlockSpec]) -> None:
-    """Says that a pretrained model computes something else once it has these blocks."""
-    changed = [spec for spec in specs if not _starts_exact(spec)]
-    if changed:
-        exact = 'coupling=1.0, fan_out="partition"'
-        if any(spec.layout == OPEN for spec in changed):  # open blocks have no coupling
-            exact = 'split="learned"'
+    """Says that a pretrained model computes something else once it has these blocks, and why."""
+    reasons = dict.fromkeys(filter(None, map(_change, specs)))
+    if reasons:
         logger.warning(
-            "The outputs of this pretrained model change until it is trained further; "
-            "for an exact start use %s.",
-            exact,
+            "The outputs of this pretrained model change until it is trained further: %s. "
+            'split="learned" starts exactly at its parent and lets siblings part; for pretrained '
+            "encoders no gain was measured with any setting (docs/learned-splits.md).",
+            ", ".join(reasons),
         )
 
 
-def _starts_exact(spec: BlockSpec) -> bool:
+def _change(spec: BlockSpec) -> str | None:
+    """What keeps a block from starting exactly at its parent; `None` if nothing does."""
     if spec.split == LEARNED or (spec.layout == OPEN and spec.alpha == 1):
-        return True
-    exact = spec.coupling == 1.0 and not spec.learn_coupling
-    return exact and spec.fan_out == "partition" and spec.bias == "shared"
+        return None
+    if spec.coupling < 1.0:
+        return "children see parts of what their parents saw"
+    if spec.fan_out == "replicate":
+        return 'fan_out="replicate" copies outgoing weights'
+    if spec.bias == "child" and any(spec.up_biases):
+        return 'pruning pays for bias="child"'
+    return "pruning pays for the learned couplings" if spec.learn_coupling else None

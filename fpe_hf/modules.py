@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .belongings import hand_over
 from .discovery import MLPBlock
-from .errors import PlanError
+from .errors import ConfigError, PlanError
 from .layers import EXPERTS_STOCKS, FPELayer, move_in
 from .linear import bias_of, features, is_linear, make_bare, stock_of, twin_of, weight_of
 from .planning import BlockSpec, ParentWeights
@@ -21,6 +23,54 @@ def has_config(model: nn.Module) -> bool:
     """Whether a model is one of transformers', built from a config and saved with it."""
     library = sys.modules.get("transformers.modeling_utils")
     return library is not None and isinstance(model, library.PreTrainedModel)
+
+
+def opened(model_or_id: Any, load: Callable[[Any], nn.Module]) -> nn.Module:
+    """The model that is meant.
+
+    Args:
+        model_or_id: A model, or its folder or Hub id.
+        load: Loads it by that.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if isinstance(model_or_id, nn.Module):
+        return model_or_id
+    if isinstance(model_or_id, (str, os.PathLike)):
+        return load(model_or_id)
+    raise ConfigError(
+        f"{type(model_or_id).__name__} is no model: give a torch module, a folder or a Hub id."
+    )
+
+
+def core_of(model: nn.Module) -> nn.Module:
+    """The transformers model in one of sentence-transformers; any other model itself.
+
+    Raises:
+        ConfigError: There is none, or several.
+    """
+    homes = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
+    if "sentence_transformers" not in homes:
+        return model
+    found = list(_pretrained_in(model))
+    if len(found) == 1:
+        return found[0][1]
+    names = ", ".join(f"model.{name}" for name, _ in found) or "none"
+    raise ConfigError(
+        f"{type(model).__name__} must hold one transformers model; found: {names}. "
+        "Give one of those."
+    )
+
+
+def _pretrained_in(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The outermost transformers models in a module, by name."""
+    for own, child in module.named_children():
+        full = f"{name}.{own}" if name else own
+        if has_config(child):
+            yield full, child
+        else:
+            yield from _pretrained_in(child, full)
 
 
 def stock_kind(module: nn.Module) -> str:

@@ -29,9 +29,10 @@ from .draws import Draws
 from .errors import ConfigError, did_you_mean
 from .layers import OpenLayer
 from .layers.base import at_hand
-from .modules import blocks_of, fpe_layers
+from .modules import fpe_layers
 from .planning import BlockSpec
-from .planning.spec import OPEN
+from .planning.spec import INDEPENDENT, OPEN
+from .progress import check_count, check_real, check_span, span
 from .splits import derive_seed
 
 logger = logging.getLogger("fpe_hf")
@@ -103,17 +104,15 @@ class BudgetSchedule:
         self.check(total_steps, begin, end, power, every, moves, disjoint, start)
         check_optimizer(optimizer)
         self._model, self._optimizer = model, optimizer
-        self._begin, self._end = round(begin * total_steps), max(1, round(end * total_steps))
+        self._begin, self._end = span(total_steps, begin, end)
         self._power, self._moves, self._disjoint = power, moves, disjoint
-        self._every = every or max(1, (self._end - self._begin) // _EVENTS)
+        self._every = int(every or 0) or max(1, (self._end - self._begin) // _EVENTS)
         self._wrappers: list[DistributedDataParallel] = []
-        self._step = start
+        self._step = int(start)
         self._closed: list[BlockSpec] = []
         self._blocks = open_blocks(model)
-        if not self._blocks and not blocks_of(model):
-            raise ConfigError(
-                'The model has no widened block; fpe_hf.widen(model, split="learned") opens them.'
-            )
+        if not self._blocks:
+            self._explain_closed()
         for block in self._blocks:
             if not all(map(_is_whole, block.layers)):
                 raise ConfigError(
@@ -206,6 +205,13 @@ class BudgetSchedule:
             self._closed.append(packed.spec)
         self._settle()
 
+    def __repr__(self) -> str:
+        return (
+            f"BudgetSchedule(step={self._step}, begin={self._begin}, end={self._end}, "
+            f"power={self._power}, every={self._every}, moves={self._moves!r}, "
+            f"disjoint={self._disjoint}, open={self.open})"
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """Where the schedule is, as JSON values. Masks and weights are in the model's state."""
         return {"step": self._step, "closed": [spec.to_dict() for spec in self._closed]}
@@ -275,21 +281,12 @@ class BudgetSchedule:
         start: object = 0,
     ) -> None:
         """Raises `ConfigError` if a value is not accepted."""
-        counts = [("total_steps", total_steps, 1), ("start", start, 0)]
-        counts += [] if every is None else [("every", every, 1)]
-        for name, value, least in counts:
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name}={value!r} must be an integer from {least}.")
+        check_span(total_steps, begin, end, start)
+        if every is not None:
+            check_count("every", every, 1)
         if not isinstance(disjoint, bool):
             raise ConfigError(f"disjoint={disjoint!r} must be True or False.")
-        for name, share in (("begin", begin), ("end", end), ("power", power)):
-            if isinstance(share, bool) or not isinstance(share, (int, float)):
-                raise ConfigError(f"{name}={share!r} must be a number.")
-        if not 0.0 <= begin < end <= 1.0:
-            raise ConfigError(
-                f"begin={begin!r}, end={end!r} must be shares of the training: 0 <= begin < end "
-                "<= 1."
-            )
+        check_real("power", power)
         if not power > 0:
             raise ConfigError(f"power={power!r} must be above 0.")
         if moves is not None and moves not in MOVES:
@@ -364,6 +361,19 @@ class BudgetSchedule:
             raise ConfigError(
                 "moves='gradient' looks at gradients: call step() before they are zeroed, and let "
                 "all weights of the open blocks train; or take moves='random'."
+            )
+
+    def _explain_closed(self) -> None:
+        """Says so if the model has no budget to close, and never had."""
+        layers = [layer for _, layer in fpe_layers(self._model)]
+        if not layers:
+            raise ConfigError(
+                'The model has no widened block; fpe_hf.widen(model, split="learned") opens them.'
+            )
+        if not any(layer.spec.fan_out == INDEPENDENT for layer in layers):
+            logger.warning(
+                "This model was widened closed: BudgetSchedule has nothing to do. "
+                'fpe_hf.widen(model, split="learned") opens a budget.'
             )
 
     def _settle(self) -> None:

@@ -112,7 +112,9 @@ def test_coverage_says_what_pruning_left() -> None:
 
 
 def test_it_prints_as_a_table() -> None:
-    report = fpe_hf.audit(widened(overrides={"encoder.layer.1": {"layout": "block"}}))
+    report = fpe_hf.audit(
+        widened(layout="element", overrides={"encoder.layer.1": {"layout": "block"}})
+    )
     lines = str(report).splitlines()
     assert lines[0].split("  ")[0] == "block"
     assert "parent non-zeros" in lines[0]

@@ -322,3 +322,54 @@ def test_a_model_that_never_was_open_is_noticed(
     run.train()
     run.train()
     assert ("widened closed" in caplog.text) == ("open" not in options)
+
+
+def coupled(**options: Any) -> PreTrainedModel:
+    return fpe_hf.widen(
+        tiny_model("bert_classifier"), alpha=3, coupling=1.0, fan_out="partition", **options
+    )
+
+
+@pytest.mark.parametrize("layout", ["element", "block"])
+@pytest.mark.parametrize("step", [2, 5, 7])
+def test_a_coupling_resumes_bit_by_bit(step: int, layout: str, tmp_path: Path) -> None:
+    """From the model that was widened and from the checkpoint itself, on its way and after."""
+    whole = coupled(layout=layout)
+    trainer(whole, tmp_path / "whole", fpe_hf.CouplingCallback(), **SAVING).train()
+    checkpoint = tmp_path / "whole" / f"checkpoint-{step}"
+    saved = AutoModelForSequenceClassification.from_pretrained(checkpoint)
+    assert next(iter(fpe_layers(saved)))[1].spec.coupling == max(0.0, 1 - step / 5)
+    for number, model in enumerate((coupled(layout=layout), saved)):
+        run = trainer(model, tmp_path / str(number), fpe_hf.CouplingCallback(), **SAVING)
+        run.train(resume_from_checkpoint=str(checkpoint))
+        assert_same(whole, model)
+        assert {layer.spec.coupling for _, layer in fpe_layers(model)} == {0.0}
+
+
+def test_the_best_model_has_the_coupling_that_was_wanted(tmp_path: Path) -> None:
+    model = coupled()
+    run = trainer(
+        model,
+        tmp_path,
+        fpe_hf.CouplingCallback(end=0.7, shape="cosine", to=0.25),
+        **SAVING,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="first",
+        greater_is_better=False,
+    )
+    run.evaluate = lambda *a, **k: {"eval_first": float(run.state.global_step)}
+    run.train()
+    assert run.state.best_global_step == CLOSING
+    best = AutoModelForSequenceClassification.from_pretrained(tmp_path / f"checkpoint-{CLOSING}")
+    assert_same(model, best)
+    assert best.config.quantization_config.blocks == model.config.quantization_config.blocks
+    assert best.config.quantization_config.blocks[0]["coupling"] == 0.25
+
+
+def test_a_coupling_that_has_not_fallen_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer(coupled(), tmp_path, fpe_hf.CouplingCallback(end=0.7), Stop()).train()
+    assert "ended at step 6, before the coupling had fallen" in caplog.text

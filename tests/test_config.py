@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fpe_hf.config import BIASES, FAN_OUTS, LAYOUTS, OVERRIDABLE, FPEConfig
+from fpe_hf.config import BIASES, FAN_OUTS, LAYOUTS, OVERRIDABLE, PURPOSES, FPEConfig
 from fpe_hf.errors import ConfigError
 
 WORDS = st.lists(st.text(max_size=8), max_size=3)
@@ -28,6 +28,7 @@ def settings_of_a_block(draw: st.DrawFn) -> dict[str, Any]:
         "fan_out": fan_out,
         "layout": layout,
         "tile_size": draw(tile_sizes),
+        "purpose": draw(st.sampled_from(PURPOSES)),
         "coupling": coupling,
         "learn_coupling": learn,
         "budget": draw(st.floats(0.05, 1.0)),
@@ -47,10 +48,10 @@ def configs(draw: st.DrawFn) -> FPEConfig:
     )
 
 
-def test_defaults_are_the_papers() -> None:
+def test_defaults_are_the_papers_in_the_fastest_layout() -> None:
     config = FPEConfig()
     assert (config.alpha, config.split, config.fan_out) == (2, "random", "replicate")
-    assert (config.layout, config.coupling, config.bias) == ("element", 0.0, "shared")
+    assert (config.layout, config.coupling, config.bias) == ("auto", 0.0, "shared")
     assert not config.learn_coupling
 
 
@@ -73,6 +74,8 @@ REJECTED = [
     ("fan_out", None, "'replicate', 'partition'"),
     ("layout", "csr", "'element', 'block'"),
     ("layout", [], "'element', 'block'"),
+    ("purpose", "speed", "'training', 'serving'"),
+    ("purpose", None, "'training', 'serving'"),
     ("bias", "none", "'shared', 'child'"),
     ("bias", False, "'shared', 'child'"),
     ("coupling", -0.1, "0.0"),

@@ -127,12 +127,13 @@ def test_exact_start_holds_for_any_alpha_and_tile_size(alpha: int, layout: str) 
     assert {block.children for block in fpe_hf.audit(model).blocks} == {alpha * 48}
 
 
-def test_zeros_of_the_parent_are_not_in_the_budget() -> None:
+@pytest.mark.parametrize("layout", ["element", "auto"])
+def test_zeros_of_the_parent_are_not_in_the_budget(layout: str) -> None:
     model = tiny_model("bert")
     with torch.no_grad():
         model.encoder.layer[0].intermediate.dense.weight[:, ::2] = 0
     budget = parent_nonzeros(model, "bert")
-    fpe_hf.widen(model)
+    fpe_hf.widen(model, layout=layout)
     assert fpe_hf.audit(model, strict=True).total.nonzeros == budget
 
 
@@ -227,28 +228,37 @@ def test_a_typo_in_targets_suggests_the_right_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "options", "notices"),
+    ("source", "options", "notice"),
     [
-        ("some/model", {}, 1),
-        ("some/model", {"layout": "block", "coupling": 1.0}, 1),
-        ("some/model", {**EXACT, "overrides": {"encoder.layer.0": {"coupling": 0.5}}}, 1),
-        ("some/model", EXACT, 0),
-        ("", {}, 0),
+        ("some/model", {}, "children see parts"),
+        ("some/model", {"layout": "block", "coupling": 1.0}, 'fan_out="replicate" copies'),
+        ("some/model", {**EXACT, "overrides": {"*.layer.0": {"coupling": 0.5}}}, "children see"),
+        ("some/model", {**EXACT, "bias": "child"}, 'pays for bias="child"'),
+        ("some/model", {**EXACT, "learn_coupling": True}, "pays for the learned couplings"),
+        ("some/model", {"open": True}, "children see parts"),
+        ("some/model", {"split": "learned"}, None),
+        ("some/model", EXACT, None),
+        ("", {}, None),
     ],
-    ids=["pretrained", "replicate", "one-block", "exact-start", "from-scratch"],
+    ids=[
+        *("pretrained", "replicate", "one-block", "child", "learned-coupling", "open"),
+        *("learned-split", "exact-start", "from-scratch"),
+    ],
 )
 def test_pretrained_models_get_a_notice_of_one_line(
-    source: str, options: dict[str, Any], notices: int, caplog: pytest.LogCaptureFixture
+    source: str, options: dict[str, Any], notice: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = tiny_model("bert")
     model.name_or_path = source
     with caplog.at_level(logging.INFO, "fpe_hf"):
         fpe_hf.widen(model, **options)
     lines = [record.getMessage() for record in caplog.records if record.name == "fpe_hf"]
-    assert len(lines) == notices
+    assert len(lines) == (notice is not None)
     for line in lines:
         assert "\n" not in line
-        assert 'coupling=1.0, fan_out="partition"' in line
+        assert str(notice) in line
+        assert 'split="learned" starts exactly' in line  # which is not what they have
+        assert "coupling=1.0" not in line
 
 
 @pytest.mark.parametrize("alpha", [1, 2])
@@ -262,7 +272,7 @@ def test_the_notice_on_an_open_model_names_what_can_be_open(
     fpe_hf.widen(model, alpha=alpha, budget=0.9, open=True)
     exact = torch.allclose(model(tokens).last_hidden_state, before, atol=1e-5)
     assert exact == (alpha == 1)
-    assert exact or caplog.messages[-1].endswith('for an exact start use split="learned".')
+    assert exact or 'split="learned" starts exactly' in caplog.messages[-1]
     assert not exact or not caplog.messages
 
 
@@ -321,7 +331,7 @@ def test_shared_layers_stay_shared() -> None:
             x = x + self.parts["b"](self.parts["a"](x).relu())
             return x + self.parts["b"](self.parts["c"](x).relu())
 
-    twice = fpe_hf.widen(Twice(), alpha=2)
+    twice = fpe_hf.widen(Twice(), alpha=2, layout="element")
     assert twice.parts["a"] is twice.parts["c"]
     assert isinstance(twice.parts["a"], ElementUp)
 
@@ -340,7 +350,7 @@ def test_overrides_mix_alphas_and_layouts() -> None:
     model = tiny_model("bert")
     expected = outputs_of(model)
     overrides = {
-        "encoder.layer.0": {"alpha": 4},
+        "encoder.layer.0": {"alpha": 4, "layout": "element"},
         "encoder.layer.1": {"layout": "block", "tile_size": 12},
     }
     fpe_hf.widen(model, overrides=overrides, **EXACT)

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -231,14 +232,26 @@ def test_an_optimizer_of_other_weights_is_refused() -> None:
     assert fpe_hf.BudgetSchedule(frozen, 10, optimizer=optimizer).open
 
 
-def test_a_closed_model_has_nothing_to_close() -> None:
+def test_a_closed_model_has_nothing_to_close(caplog: pytest.LogCaptureFixture) -> None:
     model = mlp(split="random")
     schedule = fpe_hf.BudgetSchedule(model, 10)
+    assert "widened closed: BudgetSchedule has nothing to do" in caplog.text
     assert not schedule.open
     schedule.step()
     schedule.close()
     with pytest.raises(ConfigError, match="no widened block"):
         fpe_hf.BudgetSchedule(nn.Linear(3, 3), 10)
+
+
+def test_counts_of_numpy_are_counts_and_it_says_what_it_is() -> None:
+    schedule = fpe_hf.BudgetSchedule(
+        mlp(), np.int64(10), end=np.float32(0.5), start=np.int64(2), every=np.int64(2)
+    )
+    assert repr(schedule) == (
+        "BudgetSchedule(step=2, begin=1, end=5, power=3, every=2, moves=None, disjoint=True, "
+        "open=True)"
+    )
+    assert [type(own) for own in schedule.state_dict().values()] == [int, list]
 
 
 @pytest.mark.parametrize(

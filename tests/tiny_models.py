@@ -209,3 +209,12 @@ def tiny_inputs(model: hf.PreTrainedModel, batch: int = 2, length: int = 6) -> d
     if config.is_encoder_decoder:
         return {**text, "decoder_input_ids": ids.flip(1)}
     return text
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "sat", "on", "the", "mat"]
+
+
+def tiny_tokenizer() -> hf.BertTokenizerFast:
+    """A tokenizer for the BERT-type models."""
+    words = WORDS + [f"[unused{number}]" for number in range(VOCAB - len(WORDS))]
+    return hf.BertTokenizerFast(vocab={word: number for number, word in enumerate(words)})

@@ -15,10 +15,12 @@ from ..errors import CheckpointError
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+MODULES = "modules.json"
 QUANT_METHOD = "fpe"
 MAX_JSON_BYTES = 64 * 2**20
 
 _FILE_NAME = re.compile(r"[^/\\\0]{1,200}\.safetensors")
+_FOLDER_NAME = re.compile(r"[\w-][\w.-]{0,200}", re.ASCII)
 _ELSEWHERE = ("transformers_weights", "configuration_files")
 _ADAPTER = "adapter_config.json"
 
@@ -37,7 +39,8 @@ def check_regular(folder: Path) -> None:
     """
     if not folder.is_dir():
         return
-    for entry in folder.iterdir():
+    places = [folder, *(folder / name for name in module_folders(folder))]
+    for entry in (entry for place in places if place.is_dir() for entry in place.iterdir()):
         if not (entry.is_file() or entry.is_dir()) and entry.exists():
             raise CheckpointError(f"{entry} is no regular file: remove it.")
     for name in (CONFIG, INDEX):
@@ -74,6 +77,37 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} must hold a JSON object.")
     return content
+
+
+def module_folders(folder: Path) -> list[str]:
+    """Names of the folders in which sentence-transformers keeps the modules of a model, in order.
+
+    `"."` stands for the folder itself. Without a `modules.json` that can be read there are none.
+    """
+    if not (folder / MODULES).is_file():
+        return []
+    try:
+        check_json_size(folder / MODULES, (folder / MODULES).stat().st_size)
+        modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))
+        paths = [module["path"] or "." for module in modules]
+    except (OSError, ValueError, RecursionError, TypeError, KeyError, CheckpointError):
+        return []
+    return [path for path in paths if path == "." or _is_folder_name(path)]
+
+
+def _is_folder_name(path: object) -> bool:
+    return isinstance(path, str) and _FOLDER_NAME.fullmatch(path) is not None
+
+
+def model_folder(folder: Path) -> Path:
+    """Where in a folder the model itself is.
+
+    Older versions of sentence-transformers keep it in a folder such as `0_Transformer`.
+    """
+    first = module_folders(folder)[:1]
+    if first and not (folder / CONFIG).exists() and (folder / first[0] / CONFIG).is_file():
+        return folder / first[0]
+    return folder
 
 
 def stored_plan(config: Mapping[str, Any]) -> dict[str, Any] | None:

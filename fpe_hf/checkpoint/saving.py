@@ -8,6 +8,7 @@ model that this one is a part of, or a part of it. transformers offers no hook, 
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,8 +40,9 @@ def record_plan(model: Any, config: FPEConfig, specs: Sequence[BlockSpec]) -> No
     if has_config(model):
         from .plan import FPEQuantizationConfig
 
-        plan = FPEQuantizationConfig.from_specs(config, specs)
-        _own_config(model).quantization_config = plan
+        own = _own_config(model)
+        parent = _leave_parent(model)
+        own.quantization_config = FPEQuantizationConfig.from_specs(config, specs, parent)
         keep_names(model)
     wrap_saving()
 
@@ -52,6 +54,28 @@ def _own_config(model: Any) -> Any:
         attributes = vars(module)
         attributes.update({name: own for name, value in attributes.items() if value is shared})
     return own
+
+
+def _leave_parent(model: Any) -> str | None:
+    """Has a model no longer go by the name of its dense parent: like a new one, it has none.
+
+    What loads a model again by its name, such as an adapter or a trainer that wants a reference
+    model, would get the parent, and nobody would notice.
+
+    Returns:
+        The parent's id on the Hub, if it has one.
+    """
+    from .plan import is_hub_id
+
+    name = model.config._name_or_path
+    if not name:
+        return None
+    known = is_hub_id(name) and not os.path.isdir(name)
+    model.config._name_or_path = ""
+    for module in model.modules():
+        if vars(module).get("name_or_path") == name:
+            module.name_or_path = ""
+    return name if known else None
 
 
 def keep_names(model: Any) -> None:
@@ -130,7 +154,7 @@ def plan_of(model: Any) -> FPEQuantizationConfig | None:
     Raises:
         CheckpointError: The projections of a block are not where they belong.
     """
-    from .plan import FORMAT_VERSION, FPEQuantizationConfig
+    from .plan import FPEQuantizationConfig
 
     specs = _specs(model)
     if not specs:
@@ -141,8 +165,9 @@ def plan_of(model: Any) -> FPEQuantizationConfig | None:
     own = getattr(model.config, "quantization_config", None)
     if isinstance(own, FPEQuantizationConfig) and all(spec in own.specs for spec in specs):
         return own
-    asked = plans[0].config if plans else FPEConfig().to_dict()
-    return FPEQuantizationConfig(format_version=FORMAT_VERSION, config=asked, blocks=specs)
+    if not plans:
+        return FPEQuantizationConfig.from_specs(FPEConfig(), specs)
+    return FPEQuantizationConfig.from_specs(plans[0].config, specs, plans[0].base_model)
 
 
 def refresh_plan(model: nn.Module) -> None:

@@ -17,6 +17,7 @@ from .export import export
 from .inspect import inspect
 from .push import push
 from .recipes import recipes
+from .report import report
 from .reproduce import reproduce
 from .run import run, sweep, validate_recipe
 from .tables import printable
@@ -63,7 +64,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
-for _command in (widen, inspect, export, push, validate, run, validate_recipe, sweep, reproduce):
+for _command in (
+    widen,
+    inspect,
+    export,
+    push,
+    validate,
+    run,
+    validate_recipe,
+    sweep,
+    report,
+    reproduce,
+):
     app.command()(_command)
 app.add_typer(recipes, name="recipes")
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ExportError
-from .folders import copy_companions, new_folder
+from .folders import new_folder
 from .options import WidenedFolder
 from .tables import working
 from .validate import check_folder
@@ -38,6 +38,7 @@ def export(
         check_folder(folder)
         from ..checkpoint.loading import load_model
         from ..dense import to_dense
+        from ..hub.companions import copy_companions
 
         widened = load_model(folder, dtype="auto")
         with working("Filling in the zeros"):

@@ -1,38 +1,19 @@
-"""Folders of saved models: written whole or not at all, with the small files that belong there."""
+"""Folders of saved models: written whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import typer
 
-from ..checkpoint.files import check_regular
+from ..checkpoint.files import check_regular, module_folders
 from ..errors import CheckpointError
 from ..files import recover, whole_folder
 from .tables import printable
-
-_COMPANIONS = (
-    "tokenizer*",
-    "vocab*",
-    "merges*",
-    "special_tokens_map*",
-    "added_tokens*",
-    "*preprocessor_config.json",
-    "processor_config.json",
-    "feature_extractor*",
-    "generation_config.json",
-    "chat_template*",
-    "spiece.model",
-    "sentencepiece*",
-    "normalizer.json",
-)
-_DATA_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".jsonl", ".tiktoken")
 
 
 def check_place(model: str) -> str:
@@ -120,7 +101,9 @@ def _check_free(
         return
     if not overwrite:
         raise FileExistsError(f"{out} exists and is not empty; --overwrite replaces it.")
-    if not (target / "config.json").is_file() or any(entry.is_dir() for entry in entries):
+    modules = module_folders(target)
+    strange = any(entry.is_dir() and entry.name not in modules for entry in entries)
+    if not (target / "config.json").is_file() or strange:
         raise FileExistsError(
             f"{out} is not just a saved model (a config.json, and no folders inside): "
             "--overwrite would lose more than that. Remove it yourself, or choose another folder."
@@ -136,39 +119,3 @@ def _make_parent(target: Path, out: Path) -> None:
         raise NotADirectoryError(f"{out} cannot be made: Not a directory.") from error
     except OSError as error:
         raise OSError(f"{out} cannot be made: {error.strerror}.") from error
-
-
-def copy_companions(
-    source: str | os.PathLike[str], folder: Path, revision: str | None = None
-) -> None:
-    """Copies tokenizer, processor and generation files, as far as there are any.
-
-    Args:
-        source: Folder or Hub id of the model they belong to.
-        folder: Where to put them. Files that are there already are left alone.
-        revision: Branch, tag or commit on the Hub.
-    """
-    origin = Path(source)
-    if not origin.is_dir():
-        downloaded = _download_companions(str(source), revision)
-        if downloaded is None:
-            return
-        origin = downloaded
-    for file in sorted(origin.iterdir()):
-        if _is_companion(file) and not (folder / file.name).exists():
-            shutil.copyfile(file, folder / file.name)
-
-
-def _is_companion(file: Path) -> bool:
-    fits = any(fnmatchcase(file.name, pattern) for pattern in _COMPANIONS)
-    return fits and file.suffix in _DATA_SUFFIXES and file.is_file()
-
-
-def _download_companions(name: str, revision: str | None) -> Path | None:
-    """Folder with the companions of a model on the Hub, `None` if they cannot be had."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[*_COMPANIONS]))
-    except Exception:  # they are a courtesy: without them, the model is still complete
-        return None

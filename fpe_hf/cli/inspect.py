@@ -147,6 +147,9 @@ def _show_widened(
         settings = {
             name: value for name, value in plan.config.items() if value not in (None, {}, [])
         }
+        if plan.config.get("split") == "learned":
+            for name in ("open", "fan_out"):  # it starts open, and training divides the outputs
+                settings.pop(name, None)
         chosen = ", ".join(f"{name}={value}" for name, value in settings.items())
         typer.echo(printable(chosen) + "\n")
         print_speed(plan.specs)

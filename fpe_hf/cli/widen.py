@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..config import AUTO, BIASES, FAN_OUTS, LAYOUTS, FPEConfig
+from ..config import AUTO, BIASES, FAN_OUTS, LAYOUTS, PURPOSES, FPEConfig
 from ..errors import ConfigError
-from .folders import check_place, copy_companions, looked_for, new_folder
-from .tables import print_audit
+from .folders import check_place, looked_for, new_folder
+from .tables import print_audit, printable
 
 if TYPE_CHECKING:
     from ..streaming.widening import WidenedCheckpoint
@@ -58,6 +58,9 @@ def widen(
     ] = None,
     tile_size: Annotated[
         int | None, _field("tile_size", "Parents per tile, for --layout block. [default: all]")
+    ] = None,
+    purpose: Annotated[
+        str | None, _field("purpose", "What --layout auto is to be fast in.", "|".join(PURPOSES))
     ] = None,
     coupling: Annotated[
         float | None,
@@ -114,6 +117,7 @@ def widen(
         "fan_out": fan_out,
         "layout": layout,
         "tile_size": tile_size,
+        "purpose": purpose,
         "coupling": coupling,
         "learn_coupling": learn_coupling,
         "bias": bias,
@@ -131,8 +135,12 @@ def widen(
         options["max_shard_size"] = _size(max_shard_size)
     with looked_for(model), new_folder(out, overwrite=overwrite, source=model) as folder:
         written = _widen(model, folder, wanted, options)
-        copy_companions(model, folder, revision)
+        from ..hub.companions import copy_companions
+
+        left = copy_companions(model, folder, revision=revision).left
     print_audit(written.report)
+    if left:
+        typer.echo(printable("Not copied: " + ", ".join(left)))
     typer.echo(f"Saved the widened {written.model_class} to {out}")
 
 

@@ -27,28 +27,7 @@ Model = TypeVar("Model", bound=nn.Module)
 def to_dense(
     model: Model, example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None
 ) -> Model:
-    """Makes a stock model of a widened one: hidden size `alpha * h`, zeros filled in.
-
-    A transformers model must also load by its own config. Some classes fix a block's hidden size
-    where no config reaches it (BLOOM's `4 * hidden_size`, for one). With `coupling` fixed at 1 and
-    a shared bias, the children of a parent are equal at all times, trained or not: such a block is
-    then merged, at the hidden size `h` of its parent, with the same outputs.
-
-    Args:
-        model: A widened model; it is left as it is.
-        example_inputs: As for `widen`: where blocks that stayed dense share a config field with
-            widened ones, they must be found again.
-
-    Returns:
-        A copy of the same class with stock projections. Saved, it loads without fpe_hf.
-
-    Raises:
-        ConfigError: The model has no widened block.
-        ExportError: No config of the model's class has the widths it would need, and blocks cannot
-            be merged; or weights are computed from others, by a parametrization or for pruning.
-        DiscoveryError: The blocks that stayed dense must be found, but the model cannot be traced.
-        OverwrittenError: The indices of a layer were overwritten.
-    """
+    """Makes a stock model of a widened one; see `fpe_hf.to_dense`."""
     warning = openness(model)
     if warning is not None:
         logger.warning("%s The dense model has as many.", warning)

@@ -6,6 +6,8 @@ import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fpe_hf.markup import html_table, text_table
+
 
 @dataclass(frozen=True)
 class MLPBlock:
@@ -99,6 +101,8 @@ class NearMiss:
 class MLPBlocks(list[MLPBlock]):
     """The blocks `widen` would take, in the order they run, plus what it would not take and why.
 
+    A list that prints as a table, in notebooks too.
+
     Attributes:
         near_misses: Refused candidates with reasons. Those with a `block` are widened on request.
         runs: Names of the projections that each run of the model, or of a part of it, called.
@@ -110,6 +114,35 @@ class MLPBlocks(list[MLPBlock]):
         super().__init__(blocks)
         self.near_misses: list[NearMiss] = list(near_misses)
         self.runs: list[frozenset[str]] = []
+
+    def rows(self) -> tuple[list[str], list[list[str]]]:
+        """Header and cells of the table of blocks."""
+        header = ["block", "kind", "activation", "up", "down", "in", "hidden", "out"]
+        cells = []
+        for block in self:
+            names = [name.removeprefix(f"{block.name}.") for name in (*block.ups, block.down)]
+            sizes = (block.in_features, block.parents, block.out_features)
+            kinds = (block.name, block.kind, block.activation)
+            cells.append([*kinds, " + ".join(names[:-1]), names[-1], *map(str, sizes)])
+        return header, cells
+
+    def refusals(self) -> tuple[list[str], list[list[str]]]:
+        """Header and cells of the table of near-misses."""
+        cells = [[" + ".join(miss.up), miss.down or "", miss.reason] for miss in self.near_misses]
+        return ["left alone: up", "down", "reason"], cells
+
+    def __str__(self) -> str:
+        tables = [text_table(*self.rows(), texts=5)]
+        if self.near_misses:
+            tables.append(text_table(*self.refusals(), texts=3))
+        return "\n\n".join(tables)
+
+    def _repr_html_(self) -> str:
+        """What notebooks show."""
+        tables = [html_table(*self.rows(), texts=5)]
+        if self.near_misses:
+            tables.append(html_table(*self.refusals(), texts=3))
+        return "\n".join(tables)
 
     @property
     def with_requested(self) -> list[MLPBlock]:

@@ -22,24 +22,7 @@ UNREACHED = "no inputs reached it; pass example_inputs that do, to find the bloc
 def find_mlps(
     model: nn.Module, example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None
 ) -> MLPBlocks:
-    """Finds the MLP blocks of a model by running it once.
-
-    The run is on fake tensors: it takes no memory, so the model may be of any size, on any
-    device or on the meta device. Only if the model's code depends on values is it run with
-    values, on small inputs. Parts of a transformers model that this does not reach, such as the
-    tower of another modality, are run alone. The model is left as it was.
-
-    Args:
-        model: Any module; transformers models need no example inputs.
-        example_inputs: Arguments of `model.forward`, by name or by position, for a model that
-            the inputs made by default do not fit.
-
-    Returns:
-        The blocks in the order they run. Its `near_misses` holds what was refused and why.
-
-    Raises:
-        DiscoveryError: The model could not be run.
-    """
+    """Finds the MLP blocks of a model by running it once; see `fpe_hf.find_mlps`."""
     # A default device that the caller has set must not reach the tensors made here.
     with torch.device("cpu"):
         traces = _runs(model, example_inputs)

@@ -15,6 +15,7 @@ from torch.nn.modules import module as torch_module
 from ..kernels import dispatch
 from ..kernels.fused import MLP, fused
 from ..layers import BlockDown, BlockUp
+from ..layers.parting import note_training
 from ..layers.subclass import own_class
 from ..linear import CHANNEL_AXES
 from .activations import is_activation
@@ -106,6 +107,7 @@ def compute(
     operands += [down.outputs, down.weight, down.bias]
     if not dispatch.may_fuse(x, down.spec, operands):
         return None
+    note_training(down)
     recompute = any(up.recompute for up in ups)
     return fused(MLP(down.spec, between, recompute), x, *operands)
 

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from ..errors import HubError
+from .companions import Companions, copy_companions
 from .loading import from_pretrained
 from .push import Pushed, push_to_hub
 from .results import Evaluation
 
-__all__ = ["Evaluation", "HubError", "Pushed", "from_pretrained", "push_to_hub"]
+__all__ = [
+    "Companions",
+    "Evaluation",
+    "HubError",
+    "Pushed",
+    "copy_companions",
+    "from_pretrained",
+    "push_to_hub",
+]

@@ -49,6 +49,7 @@ def model_card(repo_id: str, facts: ModelFacts, revision: str | None = None) -> 
         parent=f"[{facts.base_model}](https://huggingface.co/{facts.base_model})",
         blocks=f"{count} MLP block{'' if count == 1 else 's'}",
         load=f'.from_pretrained("{repo_id}"{on})',
+        load_modules=f'SentenceTransformer("{repo_id}"{on})',
         auto_class=_auto_class(facts),
         results=_results(facts.evaluations),
         verdicts=any(one.verdict for one in facts.evaluations),
@@ -71,7 +72,11 @@ def _metadata(name: str, facts: ModelFacts) -> ModelCardData:
         license_link=license.link if license else None,
         library_name="transformers" if facts.dense else "fpe_hf",
         pipeline_tag=facts.task,
-        tags=[*TAGS, *([] if facts.dense else ["transformers"])],
+        tags=[
+            *TAGS,
+            *([] if facts.dense else ["transformers"]),
+            *(["sentence-transformers"] if facts.modules else []),
+        ],
         model_name=name if facts.evaluations else None,
         eval_results=[_eval_result(facts, one) for one in facts.evaluations] or None,
     )

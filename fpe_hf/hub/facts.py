@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.files import module_folders
 from .results import Evaluation, read_results
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class ModelFacts:
         report: Name of the report.
         figures: Names of the pictures.
         dense: Whether this is the stock variant, with the zeros filled in.
+        modules: Whether sentence-transformers loads it, with the modules around it.
     """
 
     model_class: str
@@ -64,6 +66,7 @@ class ModelFacts:
     report: str | None = None
     figures: tuple[str, ...] = ()
     dense: bool = False
+    modules: bool = False
 
 
 def collect_facts(
@@ -93,10 +96,11 @@ def collect_facts(
     report = audit(model, strict=True)
     plan = plan_of(model)
     assert plan is not None
+    modules = bool(module_folders(folder))
     names = sorted(file.name for file in folder.iterdir() if file.is_file())
     return ModelFacts(
         model_class=type(model).__name__,
-        task=task_of(type(model).__name__),
+        task="sentence-similarity" if modules else task_of(type(model).__name__),
         config=dict(plan.config),
         version=plan.fpe_hf_version,
         audit=report,
@@ -107,6 +111,7 @@ def collect_facts(
         report=_REPORT if _REPORT in names else None,
         figures=tuple(name for name in names if name.endswith(_FIGURES)),
         dense=dense,
+        modules=modules,
     )
 
 

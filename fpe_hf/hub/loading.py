@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.files import check_regular, stored_plan, weight_files
+from torch import nn
+
+from ..checkpoint.files import check_regular, model_folder, stored_plan, weight_files
 from ..checkpoint.limits import MAX_PARAMETERS, bounded_parameters, check_counts, parameter_limit
-from ..checkpoint.loading import load_model
+from ..checkpoint.loading import empty_model, load_model
 from ..checkpoint.verify import open_tensors
 from ..errors import CheckpointError, ConfigError, FPEError
 
@@ -49,6 +51,8 @@ def from_pretrained(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreT
             "Load the model with transformers, if you trust it, and pass the model on."
         )
     place = {name: kwargs[name] for name in _PLACE if name in kwargs}
+    if "subfolder" not in kwargs and Path(name_or_path).is_dir():
+        name_or_path = model_folder(Path(name_or_path))
     folder = Path(name_or_path, kwargs.get("subfolder") or "")
     check_regular(folder)
     config = _checked_config(name_or_path, place)
@@ -60,6 +64,30 @@ def from_pretrained(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreT
             most = parameter_limit(len(tensors))
     with bounded_parameters(most), _typed_errors(name_or_path, widened):
         return load_model(name_or_path, **kwargs)
+
+
+def skeleton(name_or_path: str | os.PathLike[str]) -> nn.Module:
+    """A dense model on the meta device, of which only the config is read; a widened one whole.
+
+    Args:
+        name_or_path: Hub id or local folder.
+
+    Raises:
+        CheckpointError: See `from_pretrained`.
+        OSError: There is no such model.
+    """
+    from transformers import AutoConfig
+
+    folder = model_folder(Path(name_or_path))
+    place = folder if folder.is_dir() else name_or_path
+    check_regular(folder)
+    if stored_plan(_checked_config(place, {})) is not None:
+        model: nn.Module = from_pretrained(place, dtype="auto")
+        return model
+    with bounded_parameters(MAX_PARAMETERS):
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        model = empty_model(config)
+    return model
 
 
 def _checked_config(name_or_path: str | os.PathLike[str], place: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import ConfigError, HubError
 from ..files import scratch
+from ..modules import core_of
 from ..version import __version__
 from .contents import WEIGHTS, check_secret, contents_of
 from .exchange import exchange
@@ -87,8 +88,9 @@ def push_to_hub(
     files of an earlier push that are no longer needed are removed.
 
     Args:
-        model: A widened model, or the folder of one. Of a folder, data, texts and figures are
-            pushed; pickles, code, hidden files and folders are not.
+        model: A widened model, a model of sentence-transformers that holds one, or a folder. Of a
+            folder, data, texts and figures are pushed, and code that a config names; pickles, other
+            code, hidden files and folders are not, but for modules of sentence-transformers.
         repo_id: `"user/name"`. It is made if it does not exist.
         processor: Tokenizer or processor to save beside a model that is given as an object.
         private: Make a new repository private.
@@ -96,7 +98,8 @@ def push_to_hub(
         revision: Branch to push to. It is made if it does not exist.
         create_pr: Open a pull request instead of changing the main branch.
         dense: Push the stock variant, zeros filled in, which loads without fpe_hf.
-        base_model: Hub id of the dense parent, for the card; its licence is carried over.
+        base_model: Hub id of the dense parent, for the card, if not the one that was widened by
+            its id; its licence is carried over.
         license: Licence, for the card, if not that of `base_model`.
         commit_message: Message of the commit.
         max_shard_size: Largest weight file of a model given as an object, or of a stock variant;
@@ -170,11 +173,13 @@ def packed(
             folder = Path(model)
         else:
             folder = place / "widened"
-            model.save_pretrained(folder, **saving)
+            whole = core_of(model) is not model  # of sentence-transformers: it writes cards, too
+            model.save_pretrained(folder, **({"create_model_card": False} if whole else saving))
             if processor is not None:
                 processor.save_pretrained(folder)
         contents = contents_of(folder, token)
         widened = _load(folder)
+        base_model = base_model or _parent_of(widened)
         facts = collect_facts(
             widened,
             folder,
@@ -182,7 +187,7 @@ def packed(
             license=License(license) if license else _license_of(base_model, token),
             dense=dense,
         )
-        files: dict[str, Path | bytes] = {file.name: file for file in contents.pushed}
+        files: dict[str, Path | bytes] = {**contents.pushed}
         if dense:
             files = {name: file for name, file in files.items() if not WEIGHTS.match(name)}
             files.update(_stock_files(widened, place / "dense", saving))
@@ -209,11 +214,19 @@ def _load(folder: Path) -> Any:
     return from_pretrained(folder, dtype="auto")
 
 
+def _parent_of(widened: Any) -> str | None:
+    """The dense parent, as the plan of a model names it."""
+    from ..checkpoint.saving import plan_of
+
+    plan = plan_of(widened)
+    return None if plan is None else plan.base_model
+
+
 def _stock_files(widened: Any, folder: Path, saving: dict[str, Any]) -> dict[str, Path | bytes]:
     from ..dense import to_dense
 
     to_dense(widened).save_pretrained(folder, **saving)
-    return {file.name: file for file in contents_of(folder).pushed}
+    return {**contents_of(folder).pushed}
 
 
 def _license_of(base_model: str | None, token: Any) -> License | None:

@@ -19,6 +19,7 @@ from ..linear import CHANNEL_AXES
 from ..planning import BlockSpec
 from ..splits import derive_seed
 from .checksum import UNVERIFIED, checksum, was_averaged
+from .parting import note_training
 from .seal import Seal, Stamps
 
 INDEX_BUFFERS = ("keep", "owner", "codes", "inputs", "outputs")
@@ -73,8 +74,7 @@ class FPELayer(nn.Module):
         device: torch.device | str | None,
     ) -> None:
         super().__init__()
-        _ = spec.tiles  # made now: torch.compile cannot trace the lock of a cached property
-        self.spec = spec
+        self.respecify(spec)
         self.index = index
         self.stock = stock
         self.in_features = in_features
@@ -99,6 +99,7 @@ class FPELayer(nn.Module):
             InputShapeError: `x` is wider or narrower than `in_features`, or a view of a nested
                 tensor.
         """
+        note_training(self)
         if x is None:
             return self.dense_weight(), self.dense_bias()
         if isinstance(x, fx.Proxy):  # torch.fx looks into other modules than torch's own
@@ -185,6 +186,11 @@ class FPELayer(nn.Module):
             CheckpointError: An index is out of range, or a mask does not fit the weights.
         """
         raise NotImplementedError
+
+    def respecify(self, spec: BlockSpec) -> None:
+        """Takes another spec of the same shapes, as when a coupling is annealed."""
+        _ = spec.tiles  # made now: torch.compile cannot trace the lock of a cached property
+        self.spec = spec
 
     def reset_derived(self) -> None:
         """Recomputes the tensors that follow from the spec and are never stored."""
@@ -354,7 +360,9 @@ class FPELayer(nn.Module):
     def mark(self) -> int:
         """A number that is the same only for the same projection of the same plan."""
         projection = self.spec.down if self.index is None else self.spec.ups[self.index]
-        plan = json.dumps(replace(self.spec, place=()).to_dict(), sort_keys=True)
+        # A training that anneals couplings is gone on with in the model that was widened.
+        own = replace(self.spec.as_widened, place=())
+        plan = json.dumps(own.to_dict(), sort_keys=True)
         return derive_seed(self.spec.seed, projection, plan)
 
     @property
@@ -638,11 +646,20 @@ class UpLayer(FPELayer):
     def _first_children(self, rows: Tensor) -> Tensor:
         """Of rows in the order of `merge_sources`, those of every parent's first child."""
         axis = 0 if self.spec.experts == 1 else 1
+        return self.by_sibling(rows)[0].flatten(axis, axis + 1)
+
+    def by_sibling(self, rows: Tensor) -> Tensor:
+        """Rows in the order of `merge_sources`, the children of a parent apart: `[alpha, sources,
+        parents, ...]`, interleaved `[alpha, parents, sources, ...]`, experts after `alpha`."""
+        axis = 0 if self.spec.experts == 1 else 1
         fused = self.spec.fused
         shape = (self.spec.hidden, 2) if fused == "interleaved" else (-1, self.spec.hidden)
         hidden = axis if fused == "interleaved" else axis + 1
+        places = self.children_places()
         apart: Tensor = rows.unflatten(axis, shape)
-        return apart.index_select(hidden, self.children_places()[0]).flatten(axis, axis + 1)
+        apart = apart.index_select(hidden, places.flatten())
+        apart = apart.unflatten(hidden, tuple(places.shape))
+        return apart.movedim(hidden, 0)
 
     def dense_bias(self) -> Tensor | None:
         if self.bias is None:

@@ -15,10 +15,12 @@ from .activations import (
 )
 from .clauses import clause_collisions, clause_coverage, clause_load, whole_clauses
 from .models import Interference, interference
+from .siblings import Siblings, sibling_distances
 from .weights import feature_capacity, gram_off_diagonal_energy, mean_cosine
 
 __all__ = [
     "Interference",
+    "Siblings",
     "class_entropy",
     "class_means",
     "class_selectivity",
@@ -32,6 +34,7 @@ __all__ = [
     "mean_cosine",
     "participation_ratio",
     "polysemanticity",
+    "sibling_distances",
     "top_purity",
     "whole_clauses",
 ]

@@ -17,8 +17,11 @@ from typing import Any
 from ..config import FPEConfig
 from ..discovery import MLPBlock
 
-TOKENS = (1, 16, 128, 2048)
-"""Tokens per forward pass for which costs were measured."""
+TOKENS = {"training": (128, 2048), "serving": (1, 16, 128, 2048)}
+"""Purpose -> tokens per pass for which costs were measured."""
+
+MODES = {"training": "train", "serving": "forward"}
+"""Purpose -> what was timed."""
 
 TILES = (1, 4, 8)
 """Numbers of tiles among which `layout="auto"` chooses."""
@@ -26,7 +29,7 @@ TILES = (1, 4, 8)
 
 @dataclass(frozen=True)
 class Cost:
-    """The time of a forward pass, in units of the dense parent's.
+    """The time of a pass (in training, forward and backward), in units of the dense parent's.
 
     Attributes:
         layout: `"element"` or `"block"`.
@@ -51,7 +54,7 @@ class Cost:
         return f"{name}: {told} tokens" + ("" if self.measured else " (operations; not measured)")
 
 
-def cost(layout: str, tiles: int, alpha: int, width: int, device: str) -> Cost:
+def cost(layout: str, tiles: int, alpha: int, width: int, device: str, purpose: str) -> Cost:
     """What a block costs.
 
     Args:
@@ -60,18 +63,21 @@ def cost(layout: str, tiles: int, alpha: int, width: int, device: str) -> Cost:
         alpha: Children per parent.
         width: Inputs of the block.
         device: Kind of device, such as `"cpu"`.
+        purpose: `"training"` or `"serving"`.
     """
-    rows = [row for row in _table(device) if row["layout"] == layout]
+    mode = MODES[purpose]
+    rows = [row for row in _table(device) if (row["layout"], row["mode"]) == (layout, mode)]
     if not rows:
         ratio = 1.0 if layout == "block" else float(alpha)
-        return Cost(layout, tiles, dict.fromkeys(TOKENS, ratio), measured=False)
+        return Cost(layout, tiles, dict.fromkeys(TOKENS[purpose], ratio), measured=False)
 
     def distance(row: dict[str, Any], tokens: int) -> float:
         wanted = {"alpha": alpha, "width": width, "tiles": max(tiles, 1), "tokens": tokens}
         return sum(abs(log(max(row[name], 1) / value)) for name, value in wanted.items())
 
     nearest = {
-        tokens: min(rows, key=lambda row: distance(row, tokens))["ratio"] for tokens in TOKENS
+        tokens: min(rows, key=lambda row: distance(row, tokens))["ratio"]
+        for tokens in TOKENS[purpose]
     }
     return Cost(layout, tiles, nearest, measured=True)
 
@@ -89,24 +95,25 @@ def options(block: MLPBlock, config: FPEConfig, device: str) -> list[tuple[Cost,
     """
     found = [
         (
-            cost(layout, tiles, config.alpha, block.in_features, device),
+            cost(layout, tiles, config.alpha, block.in_features, device, config.purpose),
             config.with_overrides(
                 layout=layout, tile_size=-(-block.parents // tiles) if tiles > 1 else None
             ),
         )
-        for layout, tiles in _candidates(block.parents)
+        for layout, tiles in _candidates(block.parents, config.budget)
     ]
     return sorted(found, key=lambda option: option[0].overall)
 
 
-def _candidates(parents: int) -> Iterator[tuple[str, int]]:
-    yield from (("block", tiles) for tiles in TILES if tiles <= parents)
+def _candidates(parents: int, budget: float) -> Iterator[tuple[str, int]]:
+    if budget == 1.0:  # a smaller one drops whole columns of a tile: that costs accuracy
+        yield from (("block", tiles) for tiles in TILES if tiles <= parents)
     yield "element", 0
 
 
 @cache
 def _table(device: str) -> list[dict[str, Any]]:
-    """The rows of a kind of device: forward passes in float32."""
+    """The rows of a kind of device, in float32."""
     file = files("fpe_hf.planning").joinpath(f"costs_{device}.json")
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
-    return [row for row in rows if row["mode"] == "forward" and row["dtype"] == "fp32"]
+    return [row for row in rows if row["dtype"] == "fp32"]

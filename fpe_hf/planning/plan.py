@@ -22,6 +22,9 @@ from .spec import OPEN, BlockSpec
 
 logger = logging.getLogger("fpe_hf")
 
+_FEW_ZEROS = 0.001
+"""Share of a parent's weights that may be zero by chance; with more it has been pruned."""
+
 
 @dataclass(frozen=True)
 class ParentWeights:
@@ -106,7 +109,9 @@ def plan_block(block: MLPBlock, parent: ParentWeights, config: FPEConfig) -> Blo
 
 
 def _plan_fastest(block: MLPBlock, parent: ParentWeights, config: FPEConfig) -> BlockPlan:
-    """The plan in the fastest layout that the block and its split allow."""
+    """The plan in the fastest layout that the block, its weights and its split allow."""
+    if _is_sparse(parent):  # tiles would fill its zeros with weights
+        return plan_block(block, parent, config.with_overrides(layout="element"))
     *others, last = (own for _, own in options(block, config, parent.down.device.type))
     for own in others:
         try:
@@ -114,6 +119,12 @@ def _plan_fastest(block: MLPBlock, parent: ParentWeights, config: FPEConfig) -> 
         except PlanError as error:
             logger.info("%s Trying the next fastest layout.", error)
     return plan_block(block, parent, last)
+
+
+def _is_sparse(parent: ParentWeights) -> bool:
+    matrices = (*parent.ups, parent.down)
+    zeros = sum(matrix.numel() - int(matrix.count_nonzero()) for matrix in matrices)
+    return zeros > _FEW_ZEROS * sum(matrix.numel() for matrix in matrices)
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -309,6 +320,10 @@ def _plan_block_layout(draft: BlockSpec, parent: ParentWeights, config: FPEConfi
         children = _divide_tile(spec, tile, ups)
         _check_balance(spec, children)
         norms = of_inputs(ups, norm)
+        if not replicate and spec.budget == 1.0:
+            # A few inputs pay for couplings and biases. The smallest columns are of no use: they
+            # belong to inputs that are large, as norms before MLPs make some.
+            norms = (norms - norms.median()).abs()
         plan.inputs.append(keep_columns(norms, spec.child_inputs, children))
         plan.outputs.append(_tile_outputs(spec, tile, parent.down.detach()[:, start:stop]))
     return plan

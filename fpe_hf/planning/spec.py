@@ -49,6 +49,8 @@ class BlockSpec:
         layout: `"element"` or `"block"`; `"open"` while the budget is not closed: dense matrices
             and masks of what is still alive.
         coupling: Fixed coupling, or the value a learned one started at.
+        annealed_from: The fixed coupling that the block was widened with, if training has annealed
+            it since; else 0.
         learn_coupling: Whether there is a trainable coupling per parent and up-type matrix.
         bias: `"shared"` or `"child"`.
         seed: The block's own seed.
@@ -100,6 +102,7 @@ class BlockSpec:
     child_outputs: tuple[int, ...] = ()
     final_weights: tuple[int, ...] = ()
     budget: float = 1.0
+    annealed_from: float = 0.0
     experts: int = 1
     transposed: tuple[bool, ...] = ()
     bias_names: tuple[str | None, ...] = ()
@@ -109,6 +112,13 @@ class BlockSpec:
         """What a name in the block is in the model that it is saved with."""
         old, new = self.place or ("", "")
         return new + name.removeprefix(old) if name.startswith(old) else name
+
+    @property
+    def as_widened(self) -> BlockSpec:
+        """The block as it was before training annealed its coupling."""
+        if not self.annealed_from:
+            return self
+        return dataclasses.replace(self, coupling=self.annealed_from, annealed_from=0.0)
 
     @property
     def sources_per_up(self) -> int:
@@ -199,7 +209,8 @@ class BlockSpec:
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values, without those that this kind of block does not use."""
         fields = dataclasses.asdict(self)
-        for name in _unused(self.layout, self.experts > 1, bool(self.place), self.budget < 1.0):
+        rare = (self.experts > 1, self.place, self.budget < 1.0, self.annealed_from)
+        for name in _unused(self.layout, *map(bool, rare)):
             del fields[name]
         return {
             key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()
@@ -259,6 +270,9 @@ class BlockSpec:
         require(self.fused is None or len(self.ups) == 1, "a fused block has one up module.")
         require(len(self.up_biases) == len(self.ups), "up_biases must have an entry per up module.")
         require(0.0 <= self.coupling <= 1.0, f"coupling={self.coupling} must be 0.0 to 1.0.")
+        if self.annealed_from:
+            fixed = not self.learn_coupling and 0.0 < self.annealed_from <= 1.0
+            require(fixed, f"annealed_from={self.annealed_from} is no coupling that was fixed.")
         require(0 <= self.seed < 2**63, f"seed={self.seed} is out of range.")
         require(0 < self.experts < 2**63, f"experts={self.experts} must be positive.")
         require(len(self.place) in (0, 2), f"place={self.place} must be two beginnings of names.")
@@ -319,7 +333,7 @@ class BlockSpec:
         )
 
     def _check_open(self, require: Callable[[bool, str], None]) -> None:
-        uncoupled = self.coupling == 0.0 and not self.learn_coupling
+        uncoupled = not (self.coupling or self.learn_coupling or self.annealed_from)
         require(uncoupled, "an open block has no coupling.")
         require(
             len(self.final_weights) == self.experts and min(self.final_weights) > 0,
@@ -354,7 +368,12 @@ _UNUSED = {
     "block": _ELEMENT_FIELDS + _OPEN_FIELDS,
     OPEN: _ELEMENT_FIELDS + _BLOCK_FIELDS,
 }
-_RARE = {"experts": _EXPERT_FIELDS, "place": ("place",), "budget": ("budget",)}
+_RARE = {
+    "experts": _EXPERT_FIELDS,
+    "place": ("place",),
+    "budget": ("budget",),
+    "annealed_from": ("annealed_from",),
+}
 _TYPES: dict[str, type] = {"str": str, "int": int, "bool": bool, "float": float}
 
 

@@ -53,11 +53,11 @@ def fpe_config(recipe: Recipe, seed: int, arm: str = "fpe") -> FPEConfig:
     """The recipe's `FPEConfig` with a seed of its own for each repetition.
 
     For `fpe-random` it keeps which blocks are widened, how far and within what budget; all the
-    rest is the paper's.
+    rest is the paper's, which masks weight by weight.
     """
     config = recipe.widen.fpe()
     config = config.with_overrides(seed=derive_seed(config.seed, str(seed)))
-    return _keeping(config, _KEPT) if arm == "fpe-random" else config
+    return _keeping(config, _KEPT, layout="element") if arm == "fpe-random" else config
 
 
 def _keeping(config: FPEConfig, kept: tuple[str, ...], **fields: Any) -> FPEConfig:

@@ -23,7 +23,7 @@ from .evaluation import LOWER_IS_BETTER, Outcomes
 from .preprocessing import Prepared
 from .schema import Recipe
 
-RESULTS, MODEL = "results.json", "model"
+RESULTS, POINT, MODEL = "results.json", "point.json", "model"
 
 
 def model_folder(folder: Path, arm: str, seed: int) -> Path:
@@ -47,6 +47,8 @@ class ArmResult:
             included.
         audit: What `fpe_hf.audit` found, for widened models.
         interference: Metrics of the up projections `before` and `after` the training.
+        siblings: How far the siblings of widened blocks had parted `before` and `after` the
+            training (`fpe_hf.metrics.sibling_distances`).
         flops: Of the whole training, as `fpe_hf.recipes.costs` estimates them; 0 if unknown.
         peak_parameters: Most trainable parameters at any time; 0 if unknown.
         disk_bytes: Of the trained model's tensors on disk; 0 if unknown.
@@ -63,6 +65,7 @@ class ArmResult:
     seconds: float
     audit: dict[str, Any] | None = None
     interference: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    siblings: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     flops: float = 0.0
     peak_parameters: int = 0
     disk_bytes: int = 0

@@ -10,14 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..auditing import audit
-from ..callback import BudgetCallback
+from ..callback import BudgetCallback, CouplingCallback
 from ..checkpoint.verify import verify_checkpoint
 from ..discovery import find_mlps
 from ..errors import RecipeError
 from ..layers import UpLayer
 from ..linear import is_linear
-from ..metrics import interference
+from ..metrics import interference, sibling_distances
 from ..selection import select_blocks
 from .arms import Expansion, fpe_config, is_widened, nonzeros, plan_expansion, wide_dense
 from .building import build_parent
@@ -28,7 +30,7 @@ from .data import load_examples
 from .evaluation import FROM_LOSS, Outcomes, from_loss
 from .preprocessing import Prepared, prepare
 from .results import ArmResult, Results, model_folder
-from .schema import Recipe, Schedule
+from .schema import CouplingSchedule, Recipe, Schedule
 from .splitting import split_checkpoint
 from .training import (
     Interrupted,
@@ -126,11 +128,12 @@ class _Repetition:
         names = vars(model).get("_weight_conversions")
         before = self._interference(model)
         signals = StopOnSignal()
-        closing = self._closing(arm)
-        if closing and checkpoint is not None:
+        siblings = self._siblings(model)
+        schedules = self._schedules(arm)
+        if checkpoint is not None and any(isinstance(own, BudgetCallback) for own in schedules):
             close_like(model, checkpoint)
         steps = self._longer() if arm == "dense-longer" else None
-        trainer = self._trainer(model, folder, [signals, *closing], steps)
+        trainer = self._trainer(model, folder, [signals, *schedules], steps)
         in_parts = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         if checkpoint is not None and is_widened(model) and not in_parts:
             verify_checkpoint(model, checkpoint)
@@ -141,8 +144,12 @@ class _Repetition:
         if signals.stopped:
             raise Interrupted(f"stopped at step {trainer.state.global_step}, all saved in {folder}")
         result = self._measure(arm, trainer, before, cost)
-        if closing and (schedule := closing[0].schedule) is not None and not schedule.open:
-            result = replace(result, closed=schedule.end)
+        for own in schedules:
+            if isinstance(own, BudgetCallback) and own.schedule and not own.schedule.open:
+                result = replace(result, closed=own.schedule.end)
+        if siblings:
+            after = [] if in_parts else self._siblings(model)
+            result = replace(result, siblings={"before": siblings, "after": after})
         place = model_folder(self.folder.parent, arm, self.seed)
         if not is_widened(model):
             _save_as_usual(model, names)
@@ -206,17 +213,22 @@ class _Repetition:
         own = cost_of(model, self.prepared.example_inputs())
         return dense.then(own, self._before) if self._before else own
 
-    def _closing(self, arm: str) -> list[BudgetCallback]:
-        """What closes the budget of an arm that starts open."""
+    def _schedules(self, arm: str) -> list[BudgetCallback | CouplingCallback]:
+        """What closes the budget of an arm that starts open, and anneals couplings."""
         widen = self.recipe.widen
-        if arm not in ("fpe", "overlap") or not widen.starts_open:
-            return []
-        schedule = widen.schedule or Schedule()
-        begin, end = (
-            self._before + share * (1 - self._before) for share in (schedule.begin, schedule.end)
-        )
-        others = schedule.model_dump(exclude={"begin", "end"})
-        return [BudgetCallback(begin, end, **others, disjoint=arm == "fpe")]
+        found: list[BudgetCallback | CouplingCallback] = []
+        if arm in ("fpe", "overlap") and widen.starts_open:
+            settings = self._from_the_split_on(widen.schedule or Schedule())
+            found.append(BudgetCallback(**settings, disjoint=arm == "fpe"))
+        if arm == "fpe" and widen.coupling_schedule is not None:
+            found.append(CouplingCallback(**self._from_the_split_on(widen.coupling_schedule)))
+        return found
+
+    def _from_the_split_on(self, schedule: Schedule | CouplingSchedule) -> dict[str, Any]:
+        """Settings of a schedule, `begin` and `end` as shares of the whole training."""
+        before = self._before
+        own = {name: before + getattr(schedule, name) * (1 - before) for name in ("begin", "end")}
+        return {**schedule.model_dump(), **own}
 
     def _longer(self) -> int:
         """Steps in which dense takes the operations that `fpe` takes in its own."""
@@ -286,6 +298,17 @@ class _Repetition:
             or is_linear(model.get_submodule(name))
         ]
         return [asdict(entry) for entry in interference(model, comparable)]
+
+    def _siblings(self, model: Any) -> list[dict[str, Any]]:
+        """How far siblings have parted; nothing for models without."""
+        if not is_widened(model):
+            return []
+        device = next(model.parameters()).device
+        batch = {
+            name: own.to(device) if isinstance(own, torch.Tensor) else own
+            for name, own in self.prepared.example_inputs().items()
+        }
+        return [asdict(own) for own in sibling_distances(model, batch)]
 
     # -- what came out -------------------------------------------------------------------------
 

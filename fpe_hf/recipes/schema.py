@@ -204,18 +204,45 @@ class Schedule(_Section):
         return self
 
 
+class CouplingSchedule(_Section):
+    """How a fixed coupling is annealed, as in `fpe_hf.CouplingSchedule`.
+
+    Attributes:
+        begin: When it begins to fall, as a share of the training from the split on.
+        end: When it has fallen, likewise.
+        shape: Of the fall: `linear`, or `cosine`.
+        to: What it falls to.
+    """
+
+    begin: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    end: Annotated[float, Field(gt=0, le=1)] = 0.5
+    shape: Literal["linear", "cosine"] = "linear"
+    to: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> CouplingSchedule:
+        if self.begin >= self.end:
+            raise ValueError(f"begin={self.begin} must come before end={self.end}")
+        return self
+
+
 class Widen(BaseModel):
-    """How and when to widen: `at`, `schedule`, and the fields of `FPEConfig`.
+    """How and when to widen: schedules, and the fields of `FPEConfig`.
 
     Attributes:
         at: When the dense parent is split in training; before it, by default.
         schedule: How the budget closes, with `split: learned` or `open: true`.
+        coupling_schedule: How a fixed `coupling` is annealed in training.
+        coupling_lr_factor: Learning rate of learned couplings (`learn_coupling: true`), in
+            multiples of `train.learning_rate`; they do not decay then.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     at: When | None = None
     schedule: Schedule | None = None
+    coupling_schedule: CouplingSchedule | None = None
+    coupling_lr_factor: Annotated[float, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Widen:
@@ -224,14 +251,30 @@ class Widen(BaseModel):
                 "schedule is how an open budget closes: set split: learned or open: true, "
                 "or leave schedule out"
             )
+        annealed, factor = self.coupling_schedule, self.coupling_lr_factor
+        if annealed is not None and not any(
+            one.coupling > annealed.to and not one.learn_coupling for one in self._configs()
+        ):
+            raise ValueError(
+                f"coupling_schedule anneals a fixed coupling above to={annealed.to}: set coupling: "
+                "1.0 and leave learn_coupling out, or leave coupling_schedule out"
+            )
+        if factor is not None and not any(one.learn_coupling for one in self._configs()):
+            raise ValueError(
+                "coupling_lr_factor is for learned couplings: set learn_coupling: true, or leave "
+                "coupling_lr_factor out"
+            )
         return self
 
     @property
     def starts_open(self) -> bool:
         """Whether some block holds more than its budget at first."""
+        return any(one.starts_open for one in self._configs())
+
+    def _configs(self) -> list[FPEConfig]:
+        """The configuration, and those of blocks that differ from it."""
         config = self.fpe()
-        own = (config.for_block([pattern]) for pattern in config.overrides)
-        return any(one.starts_open for one in (config, *own))
+        return [config, *(config.for_block([pattern]) for pattern in config.overrides)]
 
     def fpe(self) -> FPEConfig:
         """The configuration to widen with."""

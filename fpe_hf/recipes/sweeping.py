@@ -21,7 +21,8 @@ from ..errors import InUseError, RecipeError
 from ..files import write_whole
 from .checkpoints import write_json
 from .launching import launch, open_recipe
-from .results import RESULTS, Results
+from .report.sweep import read_points, write_sweep
+from .results import POINT, RESULTS, Results
 from .schema import Recipe
 from .trust import check_code
 
@@ -83,7 +84,10 @@ def run_sweep(
             worker.join()
         if any(worker.exitcode for worker in workers):
             raise RecipeError("A worker of the sweep failed; its message is above. Run it again.")
-    return write_table(folder, points)
+    table = write_table(folder, points)
+    if done := read_points(folder):
+        say(f"Report: {write_sweep(done, folder)}")
+    return table
 
 
 def _assign(point: Mapping[str, Any]) -> list[str]:
@@ -113,6 +117,7 @@ def _work(
     for point in points:
         own = place(folder, point)
         if (own / RESULTS).is_file():
+            write_json(own / POINT, point)
             continue
         # Points are not pushed: each would take the place of the one before.
         output = f"output={json.dumps({'folder': str(own)})}"
@@ -123,7 +128,7 @@ def _work(
         except InUseError:
             say(f"  {own.name} is being run by another process")
             continue
-        write_json(own / "point.json", point)
+        write_json(own / POINT, point)
 
 
 def write_table(folder: Path, points: list[dict[str, Any]]) -> Path:

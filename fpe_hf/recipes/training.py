@@ -16,6 +16,7 @@ from torch import Tensor, optim
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..checkpoint.saving import keep_names
+from ..coupling import split_off_couplings
 from ..errors import CheckpointError, RecipeError
 from .arms import nonzeros
 from .checkpoints import OPTIMIZER
@@ -164,6 +165,26 @@ class CheckOptimizer(TrainerCallback):  # type: ignore[misc]
                     )
 
 
+class _Trainer(Trainer):  # type: ignore[misc]
+    """A Trainer of couplings at a learning rate of their own.
+
+    Models without couplings get an empty group, so that the state of a parent fits its arms.
+    """
+
+    def __init__(self, *args: Any, coupling_factor: float | None, **kwargs: Any) -> None:
+        self._coupling_factor = coupling_factor
+        super().__init__(*args, **kwargs)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Makes the optimizer."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self._coupling_factor is not None:
+            own = self.model if model is None else model
+            split_off_couplings(optimizer, own, self._coupling_factor)
+        return optimizer
+
+
 def make_arguments(recipe: Recipe, folder: Path, seed: int) -> Any:
     """The recipe's `TrainingArguments`.
 
@@ -223,8 +244,9 @@ def make_trainer(
     arguments = make_arguments(recipe, folder, seed)
     if steps is not None:
         arguments.max_steps = steps
-    trainer = Trainer(
+    trainer = _Trainer(
         model=model,
+        coupling_factor=recipe.widen.coupling_lr_factor,
         args=arguments,
         train_dataset=prepared.train,
         eval_dataset=prepared.eval,

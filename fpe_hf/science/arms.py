@@ -16,11 +16,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..config import FPEConfig
 from ..conversion import widen
 from ..metrics import interference
 from ..modules import nonzeros
 from ..schedule import BudgetSchedule
-from ..splits import register_split
+from ..splits import LEARNED, register_split
 from .tasks import Task
 
 ARMS = (
@@ -149,14 +150,15 @@ def _split_at(run: Run, steps: int) -> int | None:
 
 
 def _split(model: nn.Module, run: Run, task: Task) -> nn.Module:
-    settings: dict[str, Any] = {"alpha": run.alpha, "bias": "child", "seed": run.seed}
+    split = "random"
     if run.arm in ("learned", "overlap"):
-        settings["split"] = "learned"
+        split = LEARNED
     elif run.arm == "clause":
         assert task.clauses is not None
-        settings["split"] = f"clauses-{run.name}"
-        register_split(settings["split"], task.clauses)
-    return widen(model, example_inputs=task.example_inputs, **settings)
+        split = f"clauses-{run.name}"
+        register_split(split, task.clauses)
+    config = FPEConfig(run.alpha, split, layout="element", bias="child", seed=run.seed)
+    return widen(model, config, example_inputs=task.example_inputs)
 
 
 def _look(model: nn.Module, task: Task) -> Mapping[str, float]:

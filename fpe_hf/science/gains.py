@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .report import Row, new_figure
-from .statistics import mean
+from .statistics import gained, mean
 from .trials import DENSE, Arm
 
 
@@ -32,18 +32,23 @@ def gain_rows(accuracies: Mapping[Arm, Tensor], **setting: Any) -> list[Row]:
                 "ci95": found.half_width,
                 "gain": gain.value,
                 "gain ci95": gain.half_width,
+                "beside dense": _word(accuracy, accuracies[DENSE, 1]) if arm != DENSE else "",
                 "seeds": found.count,
             }
         )
     return rows
 
 
+def _word(accuracy: Tensor, dense: Tensor) -> str:
+    return gained(accuracy, dense).word or ""
+
+
 def told(rows: Sequence[Row], by: str) -> str:
-    """The gains of rows, each after its value of column `by`; clear losses are in bold."""
+    """The gains of rows, each after its value of column `by`; what is worse is in bold."""
     words = []
     for row in rows:
         word = f"{row[by]}: {row['gain']:+.1f} ± {row['gain ci95']:.1f}"
-        words.append(f"**{word}**" if row["gain"] < -row["gain ci95"] else word)
+        words.append(f"**{word}**" if row["beside dense"] == "worse" else word)
     return ", ".join(words)
 
 

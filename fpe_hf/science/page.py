@@ -50,7 +50,7 @@ def _markdown(reports: Mapping[str, Report], left_out: Mapping[str, str], scale:
         f"Written by `fpe-hf reproduce all --scale {scale}` in {minutes:.0f} minutes, "
         f"{cpu_minutes:.0f} minutes of processor time: Python {platform.python_version()}, PyTorch "
         f"{torch.__version__}, {torch.get_num_threads()} thread(s) on a CPU. What is unlike the "
-        "paper is in bold, and so is every clear loss against dense networks."
+        "paper is in bold, and so is every gain over dense networks that is worse than none."
     )
     if left_out:
         head += "\n\nLeft out:\n\n" + "\n".join(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from ..auditing import AuditReport, audit, audit_block, join_reports
+from ..checkpoint.files import model_folder
 from ..checkpoint.loading import load_model
 from ..checkpoint.saving import record_plan
 from ..config import FPEConfig
@@ -75,6 +76,8 @@ def widen_checkpoint(
     """
     from transformers.utils.hub import resolve_revision
 
+    if os.path.isdir(source):
+        source = model_folder(Path(source))
     commit = resolve_revision(source, revision)
     files = stock_files(source, commit)
     model = _skeleton(source, dtype, commit)

@@ -25,12 +25,13 @@ from transformers import (
 import fpe_hf
 from disagreeing import WAYS as WAYS_TO_DISAGREE
 from disagreeing import disagreeing
+from fpe_hf.checkpoint.folding import unfold
 from fpe_hf.checkpoint.validate import validate_checkpoint
 from fpe_hf.errors import CheckpointError
 from tiny_models import tiny_config, tiny_model
 
 WAYS: dict[str, dict[str, Any]] = {
-    "element": {"split": "feature", "learn_coupling": True, "coupling": 0.5},
+    "element": {"layout": "element", "split": "feature", "learn_coupling": True, "coupling": 0.5},
     "block": {"layout": "block", "fan_out": "partition", "tile_size": 10},
 }
 UP, DOWN = "bert.encoder.layer.1.intermediate.dense", "bert.encoder.layer.1.output.dense"
@@ -108,10 +109,12 @@ def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
 
 
 def reconfigure(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Saves the config again after a change of its `quantization_config`."""
+    """Saves the config again after a change of its `quantization_config`, blocks written out."""
     file = folder / "config.json"
     config = json.loads(file.read_text())
-    change(config["quantization_config"])
+    stored = config["quantization_config"]
+    stored["blocks"] = list(unfold(stored["blocks"]))
+    change(stored)
     file.write_text(json.dumps(config))
 
 
@@ -278,7 +281,7 @@ def test_an_index_twice(block: Path) -> None:
 def test_a_child_out_of_range(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = BertForSequenceClassification(tiny_config("bert_classifier"))
-    fpe_hf.widen(model, alpha=3, split="feature").save_pretrained(tmp_path)
+    fpe_hf.widen(model, alpha=3, layout="element", split="feature").save_pretrained(tmp_path)
     rewrite(tmp_path, set_entry(f"{UP}.owner", 0b11))
     assert_refused(tmp_path, re.escape(f"tensor '{UP}.owner' holds child 3") + ".*3 children")
 
@@ -376,7 +379,7 @@ def entry(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("format_version", 3, "format_version=3 is newer.*upgrade fpe_hf"),
+        ("format_version", 4, "format_version=4 is newer.*upgrade fpe_hf"),
         ("format_version", "1", "format_version='1'"),
         ("format_version", True, "format_version=True"),
         ("format_version", 0, "format_version=0"),

@@ -306,7 +306,8 @@ def test_saving_again_writes_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_the_config_file_holds_the_plan_in_json(tmp_path: Path) -> None:
-    model = fpe_hf.widen(tiny_model("bert"), overrides={"encoder.layer.0": {"layout": "block"}})
+    overrides = {"encoder.layer.0": {"layout": "block"}}
+    model = fpe_hf.widen(tiny_model("bert"), layout="element", overrides=overrides)
     model.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     assert stored == model.config.quantization_config.to_dict()
@@ -317,7 +318,7 @@ def test_the_config_file_holds_the_plan_in_json(tmp_path: Path) -> None:
         "fpe_hf_version",
         "quant_method",
     ]
-    assert (stored["quant_method"], stored["format_version"]) == ("fpe", 2)
+    assert (stored["quant_method"], stored["format_version"]) == ("fpe", 3)
     assert fpe_hf.FPEConfig.from_dict(stored["config"]).alpha == 2
     assert [block["layout"] for block in stored["blocks"]] == ["block", "element"]
 

@@ -12,8 +12,15 @@ from cli.damage import CONFIG, DAMAGES, WEIGHTS
 from cli.running import contents, fpe_hf
 from tiny_models import tiny_model
 
-COMPANIONS = ("tokenizer.json", "vocab.txt", "preprocessor_config.json", "chat_template.jinja")
-STRANGERS = ("tokenizer.py", "notes.txt", "training_args.bin")
+COMPANIONS = (
+    "tokenizer.json",
+    "vocab.txt",
+    "preprocessor_config.json",
+    "chat_template.jinja",
+    "tokenizer.py",
+    "LICENSE",
+)
+STRANGERS = ("README.md", ".env", "training_args.bin", "model.onnx")
 
 
 @pytest.fixture(scope="session")

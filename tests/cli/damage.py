@@ -65,7 +65,7 @@ def shape_off_by_one(folder: Path) -> None:
 
 
 def future_version(folder: Path) -> None:
-    _edit_plan(folder, lambda plan: plan.update(format_version=3))
+    _edit_plan(folder, lambda plan: plan.update(format_version=4))
 
 
 def config_typo(folder: Path) -> None:
@@ -98,7 +98,7 @@ DAMAGES: dict[Callable[[Path], None], str] = {
     exchange_tensors: f"tensors of '{LAYER}.fc1' do not match their checksum",
     index_out_of_range: f"tensor '{LAYER}.fc1.inputs' holds index 32",
     shape_off_by_one: f"tensor '{LAYER}.fc1.weight' has shape (1055,); the model has (1056,)",
-    future_version: "format_version=3 is newer than this fpe_hf reads (2): upgrade fpe_hf",
+    future_version: "format_version=4 is newer than this fpe_hf reads (3): upgrade fpe_hf",
     config_typo: "'alhpa' is not a field of FPEConfig",
     plan_off_by_one: f"block '{LAYER}'",
 }

@@ -57,7 +57,7 @@ def test_help_of_a_command_names_all_its_options(command: str, words: str) -> No
 
 def test_help_of_widen_shows_the_defaults_of_the_config() -> None:
     shown = " ".join(fpe_hf("widen", "--help").out.split())
-    for default in ("2", "random", "replicate", "element", "0.0", "shared", "all", "auto"):
+    for default in ("2", "random", "replicate", "training", "0.0", "shared", "all", "auto"):
         assert f"[default: {default}]" in shown
 
 
@@ -138,8 +138,9 @@ def test_sigterm_leaves_nothing(dense: Path, tmp_path: Path) -> None:
 def test_the_entry_point_in_a_fresh_process(dense: Path, tmp_path: Path) -> None:
     result = in_subprocess("-m", "fpe_hf.cli", "widen", dense, "--out", "wide", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    last = "All invariants hold.\nSaved the widened ViTForImageClassification to wide\n"
-    assert result.stdout.endswith(last)
+    *_, verdict, left, last = result.stdout.splitlines()
+    assert (verdict, left) == ("All invariants hold.", "Not copied: README.md")
+    assert last == "Saved the widened ViTForImageClassification to wide"
     assert "outputs of this pretrained model change until it is trained" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["wide"]
 

@@ -7,7 +7,7 @@ import pytest
 import typer
 
 from cli.running import contents, fpe_hf
-from fpe_hf.cli.folders import check_place, copy_companions, new_folder
+from fpe_hf.cli.folders import check_place, new_folder
 
 
 def fill(folder: Path, *names: str) -> None:
@@ -104,44 +104,14 @@ def test_a_place_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         pass
 
 
-def test_companions_are_data_and_replace_nothing(tmp_path: Path) -> None:
-    belong = {"tokenizer.json", "spiece.model", "merges.txt", "video_preprocessor_config.json"}
-    fill(tmp_path / "source", *belong, "tokenizer.py", "README.md", "generation_config.json")
-    (tmp_path / "source" / "tokenizer_files.json").mkdir()
-    fill(tmp_path / "out")
-    (tmp_path / "out" / "generation_config.json").write_text("own")
-    copy_companions(tmp_path / "source", tmp_path / "out")
-    expected = {name: name.encode() for name in belong}
-    assert contents(tmp_path / "out") == {**expected, "generation_config.json": b"own"}
-
-
-def test_companions_of_a_model_on_the_hub_are_downloaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fill(tmp_path / "cache", "tokenizer.json", "README.md")
-    asked = {}
-
-    def download(name: str, **options: object) -> str:
-        asked[name] = options
-        return str(tmp_path / "cache")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    fill(tmp_path / "out")
-    copy_companions("someone/model", tmp_path / "out", revision="v2")
-    assert contents(tmp_path / "out") == {"tokenizer.json": b"tokenizer.json"}
-    assert asked["someone/model"]["revision"] == "v2"
-    assert "tokenizer*" in asked["someone/model"]["allow_patterns"]
-
-
-def test_companions_that_cannot_be_had_are_done_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(name: str, **options: object) -> str:
-        raise ConnectionError(name)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    copy_companions("someone/model", tmp_path)
-    assert contents(tmp_path) == {}
+def test_overwriting_loses_no_more_than_a_model_and_its_modules(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    fill(out, "config.json")
+    fill(out / "1_Pooling", "config.json")
+    (out / "modules.json").write_text('[{"path": ""}, {"path": "1_Pooling"}]')
+    with new_folder(out, overwrite=True) as new:
+        fill(new, "new")
+    assert contents(out) == {"new": b"new"}
 
 
 def test_check_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from transformers import ResNetConfig
 import fpe_hf as library
 from cli.damage import WEIGHTS
 from cli.running import assert_refused, fpe_hf
+from fpe_hf.checkpoint.folding import unfold
 from tiny_models import tiny_config, tiny_model
 
 
@@ -85,10 +86,20 @@ def test_config_only_reads_no_weights(widened: Path, tmp_path: Path) -> None:
     assert found["audit"] is None
 
 
+def test_an_open_model_shows_no_fields_that_training_decides(tmp_path: Path) -> None:
+    library.widen(tiny_model("vit"), split="learned").save_pretrained(tmp_path)
+    text = fpe_hf("inspect", tmp_path, "--config-only").out
+    assert "split=learned" in text
+    assert "open=" not in text
+    assert "fan_out=" not in text
+
+
 def test_names_do_not_control_the_terminal(widened: Path, tmp_path: Path) -> None:
     shutil.copytree(widened, folder := tmp_path / "copy")
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"]["blocks"][0]["name"] = "\x1b[2J\rblock"
+    plan = config["quantization_config"]
+    plan["blocks"] = list(unfold(plan["blocks"]))
+    plan["blocks"][0]["name"] = "\x1b[2J\rblock"
     (folder / "config.json").write_text(json.dumps(config))
     result = fpe_hf("inspect", folder, "--config-only")
     assert "\\x1b[2J\\rblock" in result.out

@@ -19,10 +19,10 @@ def test_a_dry_run_shows_the_card_and_the_files(widened: Path) -> None:
         "license: mit",
         "This is [org/vit]",
         f'fpe_hf.from_pretrained("{NAME}", revision="v1")',
-        "Files: README.md, audit.json, chat_template.jinja, config.json, model.safetensors, ",
+        "Files: LICENSE, README.md, audit.json, chat_template.jinja, config.json, model.safet",
     ):
         assert text in result.out
-    assert "Left out" not in result.out
+    assert "Left out: tokenizer.py\n" in result.out
     assert contents(widened) == before
 
 

@@ -27,7 +27,8 @@ def test_saves_what_the_python_function_makes(dense: Path, tmp_path: Path) -> No
     result = fpe_hf("widen", dense, "-o", out, "--alpha", 4, "--seed", 3, "--bias", "child")
     assert result.code == 0, result
     assert result.out.endswith(
-        f"All invariants hold.\nSaved the widened ViTForImageClassification to {out}\n"
+        "All invariants hold.\nNot copied: README.md\n"
+        f"Saved the widened ViTForImageClassification to {out}\n"
     )
     assert "vit.layers.1.mlp" in result.out
     assert contents(out).keys() == {CONFIG, WEIGHTS, *COMPANIONS}
@@ -46,6 +47,7 @@ def test_every_option_reaches_the_config(dense: Path, tmp_path: Path) -> None:
         "fan_out": "partition",
         "layout": "block",
         "tile_size": 12,
+        "purpose": "serving",
         "coupling": 0.5,
         "bias": "child",
         "budget": 0.75,
@@ -241,10 +243,10 @@ def test_streaming_is_the_rule(
 def test_an_interruption_while_saving_leaves_nothing(
     dense: Path, old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*args: object) -> None:
+    def interrupt(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fpe_hf.cli.widen.copy_companions", interrupt)
+    monkeypatch.setattr("fpe_hf.hub.companions.copy_companions", interrupt)
     assert fpe_hf("widen", dense, "--out", old, "--overwrite").code == 130
 
 
@@ -255,3 +257,11 @@ def test_refuses_a_full_folder_and_its_own_source(dense: Path, old: Path) -> Non
         result = fpe_hf("widen", dense, "--out", out, "--overwrite")
         assert_refused(result, "holds the model that is read")
     assert contents(dense.parent) == before
+
+
+def test_a_coupling_alone_is_no_exact_start_and_says_why(
+    dense: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = fpe_hf("widen", dense, "--out", tmp_path / "out", "--coupling", "1")
+    assert result.code == 0, result
+    assert 'further: fan_out="replicate" copies outgoing weights' in caplog.text

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
+from transformers import BertTokenizerFast
 
 import fpe_hf
 from hub.server import Hub, running_hub
-from tiny_models import tiny_model
+from tiny_models import tiny_model, tiny_tokenizer
 
 LONGEST_WAIT = 0.01
 PATIENCE = 600
@@ -62,6 +63,11 @@ def widened(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "checkpoint-1").mkdir()
     (folder / "checkpoint-1" / "config.json").write_text("{}")
     return folder
+
+
+@pytest.fixture
+def tokenizer() -> BertTokenizerFast:
+    return tiny_tokenizer()
 
 
 LEFT_OUT = (".env", "modeling.py", "optimizer.pt", "pytorch_model.bin", "training_args.bin")

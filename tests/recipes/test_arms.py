@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModel
 
 import fpe_hf
 from fpe_hf.recipes.arms import fpe_config
 from fpe_hf.recipes.parsing import parse_recipe
+from fpe_hf.recipes.report.siblings import siblings_line
 from fpe_hf.recipes.results import ArmResult, Results
 from fpe_hf.recipes.running import run_recipe
 from fpe_hf.recipes.training import seconds_in
@@ -163,3 +167,61 @@ def test_the_random_split_is_the_papers(tmp_path: Path) -> None:
     assert (config.split, config.fan_out, config.bias) == ("random", "replicate", "shared")
     assert config.overrides == {"layers": {"alpha": 2}}
     assert config.seed == fpe_config(own, 0).seed != fpe_config(own, 1).seed
+
+
+COUPLED = "widen={targets: [layers], fan_out: partition, coupling: 1.0, at: {step: 3}%s}"
+PAIR = ("compare.arms=[dense, fpe]", "model.config.hidden_sizes=[8, 8]")
+
+
+def test_a_coupling_falls_from_the_split_on(tmp_path: Path) -> None:
+    own = COUPLED % ", coupling_schedule: {begin: 0.25, end: 0.75, shape: cosine}"
+    found = run_recipe(recipe(tmp_path / "run", own, *PAIR), say=lambda line: None)
+    fpe = run(found, "fpe")
+    model = AutoModel.from_pretrained(tmp_path / "run" / "seed-0" / "fpe" / "model")
+    blocks = model.config.quantization_config.blocks
+    assert {(block["coupling"], block["annealed_from"]) for block in blocks} == {(0.0, 1.0)}
+    assert fpe.nonzeros == run(found, "dense").nonzeros
+    before, after = (fpe.siblings[time] for time in ("before", "after"))
+    assert [entry["weights"] for entry in before] == [0.0]
+    assert before[0]["activations"] == pytest.approx(0.0, abs=1e-6)
+    assert after[0]["weights"] > 0.5
+    assert after[0]["activations"] > 0.1
+    assert run(found, "dense").siblings == {}
+    (line,) = siblings_line(found)
+    assert "0.000 to 0.7" in line
+    assert siblings_line(replace(found, runs=[run(found, "dense")])) == []
+
+
+def test_a_coupling_that_falls_resumes_bit_by_bit(tmp_path: Path) -> None:
+    own = COUPLED.replace(", at: {step: 3}", "") % ", coupling_schedule: {end: 0.9}"
+    settings = (own, *PAIR, "train.save_total_limit=20", "train.save_strategy=steps")
+    whole, again = (
+        recipe(tmp_path / n, *settings, "train.save_steps=1") for n in ("whole", "part")
+    )
+    run_recipe(whole, say=lambda line: None)
+    run_recipe(again, say=lambda line: None)
+    part = tmp_path / "part" / "seed-0" / "fpe"
+    for name in (part / "result.json", tmp_path / "part" / "results.json"):
+        name.unlink()
+    for folder in (part / "model", *(part / f"checkpoint-{step}" for step in range(8, 16))):
+        rmtree(folder)
+    run_recipe(again, resume=True, say=lambda line: None)
+    files = [
+        tmp_path / n / "seed-0" / "fpe" / "model" / "model.safetensors" for n in ("whole", "part")
+    ]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("at", ["", ", at: {step: 3}"])
+def test_couplings_have_a_learning_rate_of_their_own(at: str, tmp_path: Path) -> None:
+    own = COUPLED.replace(", at: {step: 3}", at) % ", learn_coupling: true, coupling_lr_factor: 5"
+    run_recipe(
+        recipe(tmp_path / "run", own, *PAIR, "train.weight_decay=0.1"), say=lambda line: None
+    )
+    for arm, couplings in (("dense", 0), ("fpe", 1)):
+        folder = tmp_path / "run" / "seed-0" / arm / "checkpoint-15"
+        state = torch.load(folder / "optimizer.pt")
+        groups = state["param_groups"]
+        assert [len(group["params"]) for group in groups][2:] == [couplings]
+        assert [group["weight_decay"] for group in groups] == [0.1, 0.0, 0.0]
+        assert [group["initial_lr"] for group in groups] == pytest.approx([1e-2, 1e-2, 5e-2])

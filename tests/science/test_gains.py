@@ -22,7 +22,12 @@ def test_gains_are_paired_by_seed() -> None:
     assert select(rows, arm="random", alpha=4) == [rows[2]]
 
 
-def test_clear_losses_are_told_in_bold() -> None:
+def test_gains_are_told_by_the_rule() -> None:
+    rows = gain_rows(ACCURACIES, neurons=8)
+    assert [row["beside dense"] for row in rows] == ["", "no clear difference", "worse"]
+
+
+def test_what_is_worse_is_told_in_bold() -> None:
     rows = gain_rows(ACCURACIES, neurons=8)[1:]
     assert told(rows, "alpha") == "2: +6.0 ± 12.7, **4: -10.0 ± 0.0**"
 

@@ -17,6 +17,7 @@ from transformers import Ernie4_5_MoeConfig, Ernie4_5_MoeForCausalLM
 import fpe_hf
 from fpe_hf.checkpoint import limits as limits_module
 from fpe_hf.checkpoint import validate as validate_module
+from fpe_hf.checkpoint.folding import unfold
 from fpe_hf.checkpoint.limits import check_backing, check_counts
 from fpe_hf.checkpoint.validate import validate_checkpoint
 from fpe_hf.cli.validate import check_folder
@@ -85,9 +86,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     sizes = {"hidden_size": 16, "intermediate_size": 24, "moe_intermediate_size": 24}
     sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
     ernie = Ernie4_5_MoeConfig(**sizes, vocab_size=16, moe_num_experts=4, moe_k=2)
-    fpe_hf.widen(Ernie4_5_MoeForCausalLM(ernie), targets=["experts"]).save_pretrained(
-        place / "ernie"
-    )
+    fpe_hf.widen(
+        Ernie4_5_MoeForCausalLM(ernie), layout="element", targets=["experts"]
+    ).save_pretrained(place / "ernie")
     return {folder.name: folder for folder in place.iterdir()}
 
 
@@ -100,6 +101,8 @@ def test_claims_of_a_config(
     for file in folders[family].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
+    plan = config["quantization_config"]
+    plan["blocks"] = list(unfold(plan["blocks"]))
     change(config)
     (tmp_path / "config.json").write_text(json.dumps(config))
     check_refused(read, tmp_path)

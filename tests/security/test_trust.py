@@ -13,6 +13,7 @@ import pytest
 from transformers import AutoModelForSequenceClassification
 
 import fpe_hf
+from fpe_hf.checkpoint.folding import unfold
 from fpe_hf.checkpoint.validate import validate_checkpoint
 from fpe_hf.errors import CheckpointError, RecipeError
 from fpe_hf.recipes import launching
@@ -94,7 +95,9 @@ def test_a_pickle_is_not_opened(name: str, read: Any, folder: Path, trap: Path) 
 )
 def test_names_are_names_of_modules_of_the_model(name: str, read: Any, folder: Path) -> None:
     def rename(config: dict[str, Any]) -> None:
-        block = config["quantization_config"]["blocks"][0]
+        plan = config["quantization_config"]
+        plan["blocks"] = list(unfold(plan["blocks"]))
+        block = plan["blocks"][0]
         assert block["name"] == BLOCK
         block["ups"] = [name]
 

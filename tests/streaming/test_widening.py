@@ -24,7 +24,7 @@ from tiny_moe import MIXTURES, tiny_mixture
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 LAYOUTS = {
-    "element": FPEConfig(alpha=3, seed=5, bias="child"),
+    "element": FPEConfig(alpha=3, layout="element", seed=5, bias="child"),
     "block": FPEConfig(layout="block", tile_size=16, fan_out="partition", coupling=1.0),
 }
 

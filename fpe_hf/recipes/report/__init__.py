@@ -8,6 +8,7 @@ writes them, `again` from the files of a run.
 from .again import keep_measured, report_again
 from .latency import Latency, Timing, measure_latency, measure_saved
 from .page import write_report
+from .sweep import write_sweep
 
 __all__ = [
     "Latency",
@@ -17,4 +18,5 @@ __all__ = [
     "measure_saved",
     "report_again",
     "write_report",
+    "write_sweep",
 ]

@@ -12,8 +12,10 @@ from ..results import RESULTS, Results
 from .environment import environment
 from .latency import Latency, Timing
 from .page import HTML, write_report
+from .sweep import read_points, write_sweep
 
 MEASURED = "measured.json"
+_BROKEN = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
 def keep_measured(folder: Path, latency: Latency) -> None:
@@ -27,10 +29,10 @@ def keep_measured(folder: Path, latency: Latency) -> None:
 
 
 def report_again(folder: Path) -> Path:
-    """Writes the report of a finished run; an earlier one is replaced.
+    """Writes the report of a finished run, or of a sweep; an earlier one is replaced.
 
     Args:
-        folder: `output.folder` of the run.
+        folder: `output.folder` of the run or sweep.
 
     Returns:
         The HTML file.
@@ -38,6 +40,11 @@ def report_again(folder: Path) -> Path:
     Raises:
         RecipeError: The folder holds no results, or others than a run writes.
     """
+    try:
+        if not (folder / RESULTS).is_file() and (points := read_points(folder)):
+            return write_sweep(points, folder)
+    except _BROKEN as error:
+        raise _broken(folder, error) from error
     if not (folder / RESULTS).is_file():
         raise RecipeError(
             f"{folder} holds no {RESULTS}: name the folder of a finished run, or let it finish "
@@ -54,10 +61,14 @@ def report_again(folder: Path) -> Path:
                 for own in kept["latency"]["timings"]
             )
             latency = Latency(**{**kept["latency"], "timings": timings})
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise RecipeError(
-            f"{RESULTS} or {MEASURED} in {folder} is not what a run writes ({error!r}): run the "
-            "recipe again."
-        ) from error
+    except _BROKEN as error:
+        raise _broken(folder, error) from error
     write_report(results, folder, latency, made_with)
     return folder / HTML
+
+
+def _broken(folder: Path, error: Exception) -> RecipeError:
+    return RecipeError(
+        f"{RESULTS} or another file in {folder} is not what a run writes ({error!r}): run the "
+        "recipe again."
+    )

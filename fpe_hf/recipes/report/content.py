@@ -22,6 +22,7 @@ from .figures import (
     nonzeros_figure,
 )
 from .latency import Latency
+from .siblings import siblings_line
 from .tables import Table
 from .units import slug
 from .words import Verdict, verdict
@@ -55,13 +56,13 @@ class Report:
     Attributes:
         title: Heading.
         about: What was run, a paragraph each.
-        verdict: What came out.
+        verdict: What came out, of a run.
         sections: The rest.
     """
 
     title: str
     about: tuple[str, ...]
-    verdict: Verdict
+    verdict: Verdict | None
     sections: tuple[Section, ...]
 
     @property
@@ -170,7 +171,7 @@ def _curves(results: Results) -> Section:
             f"{metric} on the evaluation examples by step, and the gain over dense of the arms "
             f"with FPE's budget (above 0 is better).{bands}"
         )
-        pictures += _picture(
+        pictures += picture(
             f"{slug(metric)}-by-step", caption, partial(curves_figure, results, metric)
         )
     text = () if pictures else ("The arms were not evaluated while they trained.",)
@@ -190,7 +191,7 @@ def _costs(results: Results) -> Section:
         "trained, zeros included.",
     )
     caption = "Non-zeros of every arm by step, at each evaluation, means over seeds."
-    pictures = _picture("nonzeros-by-step", caption, partial(nonzeros_figure, results))
+    pictures = picture("nonzeros-by-step", caption, partial(nonzeros_figure, results))
     return Section("Cost", text, tuple(pictures), tables.costs_table(results))
 
 
@@ -232,11 +233,12 @@ def _interference(results: Results) -> Section:
         "higher feature capacity, a mean cosine nearer 0 and a lower off-diagonal energy. FPE is "
         'already split in "before".'
     ]
+    text += siblings_line(results)
     missing = [arm for arm in tables.COMPARED if arm not in arms]
     if missing:
         text.append(f"Not measured: {', '.join(missing)}.")
     caption = "Interference before and after the training, means over projections and seeds."
-    pictures = _picture("interference", caption, partial(interference_figure, results))
+    pictures = picture("interference", caption, partial(interference_figure, results))
     return Section(title, tuple(text), tuple(pictures), table)
 
 
@@ -273,7 +275,13 @@ def _recipe(results: Results) -> Section:
     return Section("Recipe", ("As it was run, defaults included.",), code=code)
 
 
-def _picture(name: str, caption: str, draw: Callable[[Theme], bytes | None]) -> list[Picture]:
-    """One picture for both themes, or none if there is nothing to draw."""
+def picture(name: str, caption: str, draw: Callable[[Theme], bytes | None]) -> list[Picture]:
+    """One picture for both themes, or none if there is nothing to draw.
+
+    Args:
+        name: Part of a file name.
+        caption: What it shows.
+        draw: Makes it for a theme.
+    """
     light, dark = draw(LIGHT), draw(DARK)
     return [] if light is None or dark is None else [Picture(name, caption, light, dark)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
-from ...comparing import FLOOR
+from ...comparing import FLOOR, half_width
 from ..results import Results
 from .curves import close_step, curve, gain_curve, split_step
 from .tables import COMPARED, INTERFERENCE, interference_means
@@ -120,7 +120,8 @@ def curves_figure(results: Results, metric: str, theme: Theme) -> bytes | None:
     """
     factor, label = axis(metric)
     figure, (above, below) = _new(theme, (7.5, 5.4), 2, 1, sharex=True, height_ratios=[3, 2])
-    lines, gains = [], [_Line("dense", (), np.zeros(0))]
+    lines: list[_Line] = []
+    gains: list[_Line] = []
     for arm in results.arms:
         line = curve(results, arm, metric)
         if line is None:
@@ -137,7 +138,8 @@ def curves_figure(results: Results, metric: str, theme: Theme) -> bytes | None:
     least = FLOOR * (factor if is_share(metric) else level)
     _draw(above, lines, theme, least)
     below.axhline(0, color=theme.arms["dense"], linewidth=1.2)
-    _draw(below, gains[1:], theme, least)
+    _draw(below, gains, theme, least)
+    _limit(below, gains, least)
     _mark_steps(results, (above, below), theme)
     above.set_ylabel(label, parse_math=False)
     below.set_ylabel("gain over dense\n" + ("(points)" if is_share(metric) else "(reduction)"))
@@ -176,7 +178,7 @@ def _mark_steps(results: Results, panels: Sequence[Any], theme: Theme) -> None:
     """Draws a line where arms were split in mid-training, and one where the budget was closed."""
     split, closed = split_step(results), close_step(results)
     marks = {"opened" if closed else "split": split, "budget closed": closed}
-    for place, (name, step) in enumerate(marks.items()):
+    for name, step in marks.items():
         if step is None:
             continue
         for axes in panels:
@@ -185,9 +187,10 @@ def _mark_steps(results: Results, panels: Sequence[Any], theme: Theme) -> None:
             name,
             xy=(step, 1),
             xycoords=("data", "axes fraction"),
-            xytext=(4, -2 - 13 * place),
+            xytext=(0, 2),
             textcoords="offset points",
-            va="top",
+            ha="left" if step == closed else "right" if closed else "center",
+            va="bottom",
             color=theme.text,
         )
 
@@ -218,6 +221,64 @@ def interference_figure(results: Results, theme: Theme) -> bytes | None:
         axes.set_xticks([0, 1], ["before", "after"])
         axes.set_xlim(-0.2, 1.2)
         axes.margins(y=0.15)
+    _legend(figure, panels[0], theme)
+    return _png(figure)
+
+
+_PANELS = 6
+
+
+def sweep_figure(points: Sequence[tuple[Mapping[str, Any], Results]], theme: Theme) -> bytes | None:
+    """The first metric of every arm over the values of a sweep, with 95 % intervals over seeds.
+
+    The key with the most values is the horizontal axis; values of the others get panels.
+
+    Args:
+        points: Dotted key -> value, and the results there.
+        theme: Colours.
+
+    Returns:
+        PNG, or `None` if there are more panels than can be looked at.
+    """
+    metric = points[0][1].metrics[0]
+    factor, label = axis(metric)
+    keys = list(points[0][0])
+    texts = {key: list(dict.fromkeys(str(values[key]) for values, _ in points)) for key in keys}
+    across = max(keys, key=lambda key: len(texts[key]))
+    others = [key for key in keys if key != across]
+    by_panel: dict[str, list[tuple[int, Results]]] = {}
+    for values, results in points:
+        name = ", ".join(f"{key.rpartition('.')[2]} {values[key]}" for key in others)
+        by_panel.setdefault(name, []).append((texts[across].index(str(values[across])), results))
+    if len(by_panel) > _PANELS:
+        return None
+    rows = -(-len(by_panel) // 3)
+    columns = -(-len(by_panel) // rows)
+    size = (max(7.5, 2.6 * columns), 3.2 * rows)
+    figure, panels = _new(theme, size, rows, columns, sharey=True)
+    for unused in panels[len(by_panel) :]:
+        unused.set_visible(False)
+    for axes, (name, own) in zip(panels, by_panel.items(), strict=False):
+        own.sort(key=lambda pair: pair[0])
+        arms = list(dict.fromkeys(arm for _, results in own for arm in results.arms))
+        for place, arm in enumerate(arms):
+            shift = 0.1 * (place - (len(arms) - 1) / 2)  # so that no bar hides another
+            found = [(x, [run.metrics[metric] for run in r.of_arm(arm)]) for x, r in own]
+            axes.errorbar(
+                [x + shift for x, _ in found],
+                [factor * statistics.fmean(values) for _, values in found],
+                [factor * (half_width(values) or 0.0) for _, values in found],
+                color=theme.arms.get(arm, theme.text),
+                linestyle=_STYLES.get(arm, "-"),
+                marker=_MARKERS.get(arm, "o"),
+                markersize=4,
+                capsize=3,
+                label=arm,
+            )
+        axes.set_xticks(range(len(texts[across])), texts[across])
+        axes.set_xlabel(across, parse_math=False)
+        axes.set_title(name, color=theme.text, fontsize=10, parse_math=False)
+    panels[0].set_ylabel(label, parse_math=False)
     _legend(figure, panels[0], theme)
     return _png(figure)
 
@@ -269,6 +330,14 @@ def _draw(axes: Any, lines: Sequence[_Line], theme: Theme, least: float = 0.0) -
     bottom, top = axes.get_ylim()
     if top - bottom < least:
         axes.set_ylim((bottom + top - least) / 2, (bottom + top + least) / 2)
+
+
+def _limit(axes: Any, lines: Sequence[_Line], least: float) -> None:
+    """Cuts off bands that would press the lines flat, as two seeds have them."""
+    means = [0.0, *(value for line in lines for value in line.mean)]
+    room = 2 * max(max(means) - min(means), least)
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(bottom, min(means) - room), min(top, max(means) + room))
 
 
 def _coincide(one: _Line, other: _Line, span: float) -> bool:

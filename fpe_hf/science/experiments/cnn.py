@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...auditing import audit
+from ...config import FPEConfig
 from ...conversion import widen
 from ...draws import Draws
 from ..data import Labelled, digits
@@ -56,7 +57,8 @@ def _compare(data: Labelled, width: int, seed: int) -> dict[Arm, float]:
     _train(warm, data, seed)
     arms: dict[Arm, nn.Module] = {(DENSE, 1): deepcopy(warm)}
     for alpha in ALPHAS:
-        model = widen(deepcopy(warm), alpha=alpha, seed=seed, example_inputs=(data.x[:2],))
+        config = FPEConfig(alpha=alpha, layout="element", seed=seed)
+        model = widen(deepcopy(warm), config, example_inputs=(data.x[:2],))
         audit(model, strict=True)
         arms[RANDOM, alpha] = model
     for model in arms.values():

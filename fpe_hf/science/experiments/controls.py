@@ -7,11 +7,12 @@ from dataclasses import replace
 from ..comparison import AFTER, BEFORE, CLAUSE, BooleanTask, warm_up
 from ..report import Report, Row, new_figure
 from ..splitting import OVERLAP, expand
+from ..statistics import gained
 from ..training import MovingMasks
 from ..trials import DENSE, RANDOM, Outcome
 
 ALPHAS, DROP_RATES = (2, 4), (0.1, 0.5)
-WORSE, EQUAL = "clearly worse", "no clear difference"
+WORSE, EQUAL = "worse", "no clear difference"
 EXPECTED = {
     OVERLAP: (WORSE, (WORSE,)),
     "RigL": ("masks that move do not change the conclusion", (EQUAL,)),
@@ -76,10 +77,8 @@ def run(full: bool) -> Report:
 def _told(name: str, control: Outcome, random: Outcome) -> str:
     """The paired difference, seed by seed, and what the paper says about it."""
     difference = control.gain(random)
-    if abs(difference.value) <= difference.half_width:
-        word = EQUAL
-    else:
-        word = "clearly better" if difference.value > 0 else WORSE
+    word = gained(control.accuracy, random.accuracy).word or EQUAL
+    word = EQUAL if word == "identical" else word
     expected, accepted = EXPECTED[name.split()[0]]
     told = word if word in accepted else f"**{word}**"
     return f"{difference} points, {told} (paper: {expected})."

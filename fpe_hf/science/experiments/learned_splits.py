@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ...comparing import compare
 from ...errors import ConfigError, MissingDataError, did_you_mean
 from ...files import write_whole
 from ..arms import ARMS, CLOSED, Run, train_run
@@ -178,10 +180,13 @@ def _summary(found: Sequence[Row]) -> list[Row]:
     for key, by_seed in groups.items():
         one = next(iter(by_seed.values()))
         dense = groups[key[0], key[1], DENSE, 1, 0.0, CLOSED]
-        sign = -1 if one["metric"] == "loss" else 1
         score = _mean([row["score"] for row in by_seed.values()])
-        gain = _mean(
-            [sign * (row["score"] - dense[seed]["score"]) for seed, row in by_seed.items()]
+        seeds = [seed for seed in by_seed if seed in dense]
+        gain = compare(
+            [by_seed[seed]["score"] for seed in seeds],
+            [dense[seed]["score"] for seed in seeds],
+            lower_is_better=one["metric"] == "loss",
+            scale=None if one["metric"] == "loss" else 100.0,
         )
         means = {
             name: _mean([row.get(name, float("nan")) for row in by_seed.values()]).value
@@ -193,8 +198,9 @@ def _summary(found: Sequence[Row]) -> list[Row]:
                 "metric": one["metric"],
                 "score": score.value,
                 "ci95": score.half_width,
-                "gain": gain.value,
-                "gain ci95": gain.half_width,
+                "gain": gain.gain,
+                "gain ci95": math.nan if gain.half_width is None else gain.half_width,
+                "beside dense": "" if key[2] == DENSE else gain.word,
                 "seeds": score.count,
                 "non-zeros": one["nonzeros"],
                 "steps": one["steps"],
@@ -230,7 +236,7 @@ def _text(
         "many FLOPs as *learned*. FLOPs include those of weights that are zero.\n\nParts: "
         + "; ".join(f"*{name}*, {title}" for name, title in titles.items())
         + ".\n\nGains over dense, seed by seed: points of accuracy, or how much lower the loss is. "
-        "Clear losses are in bold.\n\n" + "\n".join(lines)
+        "What is worse than dense is in bold.\n\n" + "\n".join(lines)
     )
     if told := _clauses_told(table):
         head += "\n\n" + told
@@ -274,7 +280,7 @@ def _told(row: Row) -> str:
     word = f"{row['gain']:+.{digits}f}"
     if row["seeds"] > 1:
         word += f" ± {row['gain ci95']:.{digits}f}"
-    return f"**{word}**" if row["gain"] < -row["gain ci95"] else word
+    return f"**{word}**" if row["beside dense"] == "worse" else word
 
 
 def _figure(table: Sequence[Row]) -> object:
