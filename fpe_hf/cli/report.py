@@ -21,7 +21,10 @@ def report(
         ),
     ],
 ) -> None:
-    """Writes the report of a run, or of a sweep, again from its results. Nothing is trained."""
+    """Writes the report of a run or sweep again.
+
+    It goes by the results in the folder. Nothing is trained.
+    """
     from ..recipes.report import report_again
 
     typer.echo(printable(f"Report: {report_again(folder)}"))

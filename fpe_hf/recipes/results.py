@@ -41,7 +41,7 @@ class ArmResult:
         steps: Optimizer steps, those before the split included.
         metrics: Name -> value after the last step, on the evaluation examples.
         curve: `step`, the metrics and `nonzeros` (if they can be counted), at every evaluation;
-            `nonzeros` alone where training begins and at the split.
+            `nonzeros` also where an open arm was opened.
         nonzeros: Numbers of the model that are not zero by structure; 0 if unknown.
         seconds: Wall time of the training, evaluations in its course and that before the split
             included.

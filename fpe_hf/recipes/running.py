@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 
 from ..auditing import audit
 from ..callback import BudgetCallback, CouplingCallback
@@ -137,9 +138,6 @@ class _Repetition:
         in_parts = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         if checkpoint is not None and is_widened(model) and not in_parts:
             verify_checkpoint(model, checkpoint)
-        if not in_parts:
-            afresh = self.recipe.widen.at is None or arm in ("wide-dense", "dense-longer")
-            trainer.add_callback(NoteStart(0 if afresh else self._steps[1]))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if signals.stopped:
             raise Interrupted(f"stopped at step {trainer.state.global_step}, all saved in {folder}")
@@ -213,13 +211,15 @@ class _Repetition:
         own = cost_of(model, self.prepared.example_inputs())
         return dense.then(own, self._before) if self._before else own
 
-    def _schedules(self, arm: str) -> list[BudgetCallback | CouplingCallback]:
+    def _schedules(self, arm: str) -> list[TrainerCallback]:
         """What closes the budget of an arm that starts open, and anneals couplings."""
         widen = self.recipe.widen
-        found: list[BudgetCallback | CouplingCallback] = []
+        found: list[TrainerCallback] = []
         if arm in ("fpe", "overlap") and widen.starts_open:
             settings = self._from_the_split_on(widen.schedule or Schedule())
             found.append(BudgetCallback(**settings, disjoint=arm == "fpe"))
+            start = 0 if widen.at is None else self._steps[1]
+            found.append(NoteStart(start))  # an open budget cannot be in parts: it can be counted
         if arm == "fpe" and widen.coupling_schedule is not None:
             found.append(CouplingCallback(**self._from_the_split_on(widen.coupling_schedule)))
         return found
@@ -282,8 +282,6 @@ class _Repetition:
         signals = StopOnSignal()
         dense = build_parent(self.recipe, self.prepared, self.seed)
         trainer = self._trainer(dense, folder, [StopAt(step), signals])
-        if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-            trainer.add_callback(NoteStart())
         trainer.train(resume_from_checkpoint=None if found is None else str(found))
         if signals.stopped:
             raise Interrupted(f"stopped at step {trainer.state.global_step}, all saved in {folder}")

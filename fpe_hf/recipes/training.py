@@ -106,7 +106,7 @@ class CountNonzeros(TrainerCallback):  # type: ignore[misc]
 
 
 class NoteStart(TrainerCallback):  # type: ignore[misc]
-    """Notes the non-zeros of the model where training begins, in the Trainer's log.
+    """Notes the non-zeros of a model that is open, where that is, in the Trainer's log.
 
     Args:
         step: The step at which the model's own training begins; not where it is resumed.

@@ -110,7 +110,7 @@ def test_an_open_budget_closes_while_the_arm_trains(arm: str, learned: Results) 
     """Split after 3 of 15 steps; begins to close a quarter of the other 12 later."""
     counts = {point["step"]: point["nonzeros"] for point in run(learned, arm).curve}
     whole = 3 * 8 * (64 + 1 + 10) + 10
-    assert [counts[step] for step in (3, 4, 5, 6)] == [DENSE, whole, whole, whole]
+    assert [counts[step] for step in (3, 4, 5, 6)] == [whole] * 4  # 3: as it was opened
     closing = [counts[step] for step in range(6, 13)]
     assert closing == sorted(set(closing), reverse=True)
     assert [counts[step] for step in (12, 13, 14, 15)] == [DENSE // 2] * 4
@@ -225,3 +225,14 @@ def test_couplings_have_a_learning_rate_of_their_own(at: str, tmp_path: Path) ->
         assert [len(group["params"]) for group in groups][2:] == [couplings]
         assert [group["weight_decay"] for group in groups] == [0.1, 0.0, 0.0]
         assert [group["initial_lr"] for group in groups] == pytest.approx([1e-2, 1e-2, 5e-2])
+
+
+@pytest.mark.parametrize(("at", "start"), [("null", 0), ("{step: 3}", 3)])
+def test_opening_and_closing_of_the_budget_are_noted(at: str, start: int, tmp_path: Path) -> None:
+    settings = ["widen.split=learned", "widen.fan_out=replicate", f"widen.at={at}"]
+    found = run(run_recipe(recipe(tmp_path / "run", *settings), say=lambda line: None), "fpe")
+    points = {int(point["step"]): point["nonzeros"] for point in found.curve}
+    assert points[start] == max(points.values()) > found.nonzeros
+    assert start < found.closed < found.steps
+    assert found.outcomes is not None
+    assert found.outcomes.right().mean() == pytest.approx(found.metrics["accuracy"])

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from fpe_hf.recipes.report.figures import (
@@ -90,3 +92,53 @@ def test_interference_of_both_arms() -> None:
     results.runs[0].interference["before"][0]["feature_capacity"] = 0.9
     image = pixels(interference_figure(results, DARK))
     assert all(has_color(image, DARK.arms[arm]) for arm in arms)
+
+
+def test_lines_that_coincide_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    legend = Figure.legend
+
+    def keep(self: Figure, handles: list[object], labels: list[str], **kwargs: object) -> object:
+        seen.extend(labels)
+        return legend(self, handles, labels, **kwargs)
+
+    monkeypatch.setattr(Figure, "legend", keep)
+    arms = {"dense": [0.5, 0.6], "fpe": [0.5, 0.6], "overlap": [0.2, 0.3]}
+    image = pixels(curves_figure(make_results(arms), "accuracy", LIGHT))
+    assert seen == ["dense", "overlap", "fpe (coincides with dense)"]
+    assert has_color(image, LIGHT.arms["dense"])
+    assert has_color(image, LIGHT.arms["fpe"])
+
+
+@pytest.mark.parametrize("value", [100.0, 1234.5, 0.5])
+def test_axes_have_no_offset_and_do_not_magnify_rounding(
+    value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *_, **__: figures.append(self), raising=True
+    )
+    curves_figure(
+        make_results({"dense": [value] * 2, "fpe": [value + 1e-7] * 2}, "loss"), "loss", LIGHT
+    )
+    figures[0].draw_without_rendering()
+    for axes in figures[0].axes:
+        assert axes.yaxis.get_offset_text().get_text() == ""
+        low, high = axes.get_ylim()
+        assert high - low >= 0.9e-3 * value
+
+
+def test_bands_do_not_press_lines_flat(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
+    curves_figure(make_results({"dense": [0.5, 0.5], "fpe": [0.5, 0.54]}), "accuracy", LIGHT)
+    low, high = figures[0].axes[1].get_ylim()
+    assert high - low <= 5 * 2 + 1  # the mean gain is 2 points, the interval 25 to either side
+
+
+def test_the_closing_of_the_budget_is_marked() -> None:
+    results = make_results(ARMS)
+    before = nonzeros_figure(results, LIGHT)
+    for place, run in enumerate(results.runs):
+        results.runs[place] = dataclasses.replace(run, closed=30)
+    assert nonzeros_figure(results, LIGHT) != before

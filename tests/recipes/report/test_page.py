@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from fpe_hf.recipes.report import Latency, Timing, write_report
+from fpe_hf.errors import RecipeError
+from fpe_hf.recipes.evaluation import Outcomes
+from fpe_hf.recipes.report import Latency, Timing, keep_measured, report_again, write_report
 from fpe_hf.recipes.results import Results
 from recipes.report.runs import make_results
 
@@ -150,3 +155,68 @@ def test_an_earlier_report_is_replaced(tmp_path: Path) -> None:
     write_report(without_pictures(make_results(ARMS)), tmp_path)
     assert (tmp_path / "report.md").read_text(encoding="utf-8").startswith("# mlp")
     assert (tmp_path / "results.json").read_text() == "kept"
+
+
+def test_what_fpe_is_and_how_it_is_loaded(tmp_path: Path) -> None:
+    learned = {"widen": {"alpha": 4, "split": "learned", "at": {"step": 10}}}
+    results = without_pictures(make_results(ARMS, recipe=learned))
+    for place, run in enumerate(results.runs):
+        results.runs[place] = dataclasses.replace(run, closed=30)
+    write_report(results, tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert (
+        "fpe is a learned split with alpha 4, layout element, opened after 10 steps, its budget "
+        "closed at step 30." in text
+    )
+    assert (
+        '```python\nimport fpe_hf\n\nmodel = fpe_hf.from_pretrained("seed-1/fpe/model")\n```'
+        in text
+    )
+
+
+@pytest.mark.parametrize(("classes", "rows"), [(3, 3), (30, 20)])
+def test_accuracy_by_class(classes: int, rows: int, tmp_path: Path) -> None:
+    labels = np.arange(4 * classes) % classes
+    results = without_pictures(make_results({"dense": [0.5], "fpe": [0.6]}))
+    for place, run in enumerate(results.runs):
+        wrong = labels < (place if run.arm == "fpe" else 2)
+        outcomes = Outcomes.of(np.where(wrong, -1, labels)[:, None], labels)
+        results.runs[place] = dataclasses.replace(run, outcomes=outcomes)
+    results = dataclasses.replace(results, class_names=tuple(f"c{n}" for n in range(classes)))
+    write_report(results, tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    section = text.partition("## By class")[2].partition("## ")[0]
+    assert len(re.findall(r"^[|] c\d", section, re.MULTILINE)) == rows
+    assert "| c1 | 4 | 0.0% | 100.0% | +100.0 |" in section
+    assert ("the ten at either end" in section) == (classes > 20)
+
+
+def test_it_is_written_again(tmp_path: Path) -> None:
+    without_pictures(make_results(ARMS)).write(tmp_path)
+    keep_measured(tmp_path, LATENCY)
+    assert report_again(tmp_path) == tmp_path / "report.html"
+    assert "cpu (AVX2)" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", [None, "{", "{}", "[]", '{"runs": 3}'])
+def test_what_is_no_run_is_refused(text: str | None, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "results.json").write_text(text)
+    with pytest.raises(RecipeError, match=r"holds no results\.json|is not what a run writes"):
+        report_again(tmp_path)
+    assert not list(tmp_path.glob("report*"))
+
+
+def test_a_sweep_has_a_page(tmp_path: Path) -> None:
+    for alpha in (2, 4):
+        own = tmp_path / f"alpha-{alpha}"
+        own.mkdir()
+        make_results({"dense": [0.5, 0.6], "fpe": [0.6, 0.8]}).write(own)
+        (own / "point.json").write_text(json.dumps({"widen.alpha": alpha}))
+    assert report_again(tmp_path) == tmp_path / "sweep.html"
+    reader = Reader()
+    page = (tmp_path / "sweep.html").read_text(encoding="utf-8")
+    reader.feed(page)
+    assert "Sweep of widen.alpha on digits" in reader.texts
+    assert page.count("<tr>") == 5
+    assert len(reader.links) == 2
