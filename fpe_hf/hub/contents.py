@@ -56,7 +56,7 @@ def contents_of(folder: Path, token: object = None) -> Contents:
     coded = _names_code(entries)
     pushed = {name: entry for name, entry in names.items() if _belongs(entry, coded)}
     for name, file in pushed.items():
-        if file.suffix in (*_TEXT, _CODE) or file.suffix not in _DATA:
+        if file.suffix in _TEXT or file.suffix not in _DATA:
             check_secret(name, file.read_bytes(), token)
     return Contents(pushed, tuple(name for name in names if name not in pushed))
 
