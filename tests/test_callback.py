@@ -175,12 +175,12 @@ def test_a_model_compiled_by_inductor_closes(tmp_path: Path) -> None:
     assert fpe_hf.audit(model, strict=True).ok
 
 
-def test_the_best_model_is_a_closed_one(tmp_path: Path) -> None:
-    model = opened()
+def best_of(model: PreTrainedModel, folder: Path, callback: TrainerCallback) -> PreTrainedModel:
+    """Trains with the earliest checkpoint the best; that is the one from which models are ready."""
     run = trainer(
         model,
-        tmp_path,
-        fpe_hf.BudgetCallback(),
+        folder,
+        callback,
         **SAVING,
         eval_strategy="steps",
         eval_steps=1,
@@ -188,12 +188,16 @@ def test_the_best_model_is_a_closed_one(tmp_path: Path) -> None:
         metric_for_best_model="first",
         greater_is_better=False,
     )
-    # The earliest is the best.
     run.evaluate = lambda *a, **k: {"eval_first": float(run.state.global_step)}
     run.train()
     assert run.state.best_global_step == CLOSING
-    best = AutoModelForSequenceClassification.from_pretrained(tmp_path / f"checkpoint-{CLOSING}")
+    best = AutoModelForSequenceClassification.from_pretrained(folder / f"checkpoint-{CLOSING}")
     assert_same(model, best)
+    return best
+
+
+def test_the_best_model_is_a_closed_one(tmp_path: Path) -> None:
+    best = best_of(opened(), tmp_path, fpe_hf.BudgetCallback())
     assert fpe_hf.audit(best, strict=True).ok
 
 
@@ -348,22 +352,8 @@ def test_a_coupling_resumes_bit_by_bit(step: int, layout: str, tmp_path: Path) -
 
 def test_the_best_model_has_the_coupling_that_was_wanted(tmp_path: Path) -> None:
     model = coupled()
-    run = trainer(
-        model,
-        tmp_path,
-        fpe_hf.CouplingCallback(end=0.7, shape="cosine", to=0.25),
-        **SAVING,
-        eval_strategy="steps",
-        eval_steps=1,
-        load_best_model_at_end=True,
-        metric_for_best_model="first",
-        greater_is_better=False,
-    )
-    run.evaluate = lambda *a, **k: {"eval_first": float(run.state.global_step)}
-    run.train()
-    assert run.state.best_global_step == CLOSING
-    best = AutoModelForSequenceClassification.from_pretrained(tmp_path / f"checkpoint-{CLOSING}")
-    assert_same(model, best)
+    callback = fpe_hf.CouplingCallback(end=0.7, shape="cosine", to=0.25)
+    best = best_of(model, tmp_path, callback)
     assert best.config.quantization_config.blocks == model.config.quantization_config.blocks
     assert best.config.quantization_config.blocks[0]["coupling"] == 0.25
 

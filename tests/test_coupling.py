@@ -22,6 +22,7 @@ from fpe_hf.errors import ConfigError
 from fpe_hf.modules import fpe_layers
 from tiny_models import tiny_inputs, tiny_model
 from tiny_moe import tiny_mixture
+from trainers import train
 
 EXACT: dict[str, Any] = {"coupling": 1.0, "fan_out": "partition"}
 KINDS = ["bert", "gpt2", "llama", "phi3", "mixtral"]
@@ -54,16 +55,6 @@ def couplings(model: nn.Module) -> set[float]:
 def steps(schedule: fpe_hf.CouplingSchedule, count: int) -> None:
     for _ in range(count):
         schedule.step()
-
-
-def train(model: nn.Module, schedule: Any, optimizer: Any, count: int) -> None:
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(count):
-        x = torch.randn(32, 16, generator=generator)
-        nn.functional.cross_entropy(model(x), x[:, :10].argmax(1)).backward()
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
 
 
 @pytest.mark.parametrize("fan_out", ["partition", "replicate"])

@@ -15,6 +15,7 @@ from fpe_hf.errors import ConfigError
 from fpe_hf.layers import ElementUp, OpenLayer
 from tiny_models import FAMILIES, tiny_inputs, tiny_model
 from tiny_moe import MIXTURES, forward, tiny_mixture
+from trainers import train
 
 STEPS = 20
 
@@ -24,16 +25,6 @@ def mlp(**config: Any) -> nn.Module:
     model = nn.Sequential(nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 10))
     settings = {"split": "learned", "alpha": 4, **config}
     return fpe_hf.widen(model, example_inputs=(torch.randn(1, 16),), **settings)
-
-
-def train(model: nn.Module, schedule: fpe_hf.BudgetSchedule, optimizer: Any, steps: int) -> None:
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(steps):
-        x = torch.randn(32, 16, generator=generator)
-        nn.functional.cross_entropy(model(x), x[:, :10].argmax(1)).backward()
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES])

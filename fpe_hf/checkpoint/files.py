@@ -110,6 +110,11 @@ def model_folder(folder: Path) -> Path:
     return folder
 
 
+def model_place(name_or_path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Where `from_pretrained` finds a model: see `model_folder`. A Hub id stays what it is."""
+    return model_folder(Path(name_or_path)) if os.path.isdir(name_or_path) else name_or_path
+
+
 def stored_plan(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The plan in the content of a config, if that describes a widened model."""
     plan = config.get("quantization_config")

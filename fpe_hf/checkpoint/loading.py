@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,7 @@ from ..layers import FPELayer, empty_layers
 from ..layers.checksum import UNVERIFIED
 from ..modules import check_skeleton, fpe_layers, projections, put_layers, stocks_of
 from ..planning import BlockSpec
-from .files import model_folder, stored_plan
+from .files import model_place, stored_plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,8 +42,8 @@ def load_model(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTraine
     from transformers import AutoConfig
 
     place = {name: kwargs[name] for name in _PLACE if name in kwargs}
-    if "subfolder" not in place and os.path.isdir(name_or_path):
-        name_or_path = model_folder(Path(name_or_path))
+    if "subfolder" not in place:
+        name_or_path = model_place(name_or_path)
     config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **place)
     kind = model_class(config)
     model, report = kind.from_pretrained(

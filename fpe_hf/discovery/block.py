@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fpe_hf.markup import html_table, text_table
+from ..markup import html_table, text_table
 
 
 @dataclass(frozen=True)

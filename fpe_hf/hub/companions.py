@@ -93,7 +93,7 @@ def _copy(origin: Path, target: Path, sizes: Mapping[str, int | None]) -> Compan
             continue
         (target / place).parent.mkdir(parents=True, exist_ok=True)
         if name == MODULES and own != ".":
-            _move_to_root(origin / name, target / place, own)
+            _move_to_root(origin / name, target / place)
         else:
             shutil.copyfile(origin / name, target / place)
         copied.append(place)
@@ -170,7 +170,7 @@ def _sizes(origin: Path) -> dict[str, int | None]:
     return sizes
 
 
-def _move_to_root(source: Path, target: Path, own: str) -> None:
+def _move_to_root(source: Path, target: Path) -> None:
     """Writes a `modules.json` by which the first module is where the widened model is."""
     modules = json.loads(source.read_text(encoding="utf-8"))
     modules[0]["path"] = ""

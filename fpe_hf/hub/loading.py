@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..checkpoint.files import check_regular, model_folder, stored_plan, weight_files
+from ..checkpoint.files import check_regular, model_place, stored_plan, weight_files
 from ..checkpoint.limits import MAX_PARAMETERS, bounded_parameters, check_counts, parameter_limit
 from ..checkpoint.loading import empty_model, load_model
 from ..checkpoint.verify import open_tensors
@@ -51,8 +51,8 @@ def from_pretrained(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreT
             "Load the model with transformers, if you trust it, and pass the model on."
         )
     place = {name: kwargs[name] for name in _PLACE if name in kwargs}
-    if "subfolder" not in kwargs and Path(name_or_path).is_dir():
-        name_or_path = model_folder(Path(name_or_path))
+    if "subfolder" not in kwargs:
+        name_or_path = model_place(name_or_path)
     folder = Path(name_or_path, kwargs.get("subfolder") or "")
     check_regular(folder)
     config = _checked_config(name_or_path, place)
@@ -78,9 +78,8 @@ def skeleton(name_or_path: str | os.PathLike[str]) -> nn.Module:
     """
     from transformers import AutoConfig
 
-    folder = model_folder(Path(name_or_path))
-    place = folder if folder.is_dir() else name_or_path
-    check_regular(folder)
+    place = model_place(name_or_path)
+    check_regular(Path(place))
     if stored_plan(_checked_config(place, {})) is not None:
         model: nn.Module = from_pretrained(place, dtype="auto")
         return model

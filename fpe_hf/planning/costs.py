@@ -100,14 +100,13 @@ def options(block: MLPBlock, config: FPEConfig, device: str) -> list[tuple[Cost,
                 layout=layout, tile_size=-(-block.parents // tiles) if tiles > 1 else None
             ),
         )
-        for layout, tiles in _candidates(block.parents, config.budget)
+        for layout, tiles in _candidates(block.parents)
     ]
     return sorted(found, key=lambda option: option[0].overall)
 
 
-def _candidates(parents: int, budget: float) -> Iterator[tuple[str, int]]:
-    if budget == 1.0:  # a smaller one drops whole columns of a tile: that costs accuracy
-        yield from (("block", tiles) for tiles in TILES if tiles <= parents)
+def _candidates(parents: int) -> Iterator[tuple[str, int]]:
+    yield from (("block", tiles) for tiles in TILES if tiles <= parents)
     yield "element", 0
 
 

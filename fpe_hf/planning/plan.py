@@ -110,7 +110,9 @@ def plan_block(block: MLPBlock, parent: ParentWeights, config: FPEConfig) -> Blo
 
 def _plan_fastest(block: MLPBlock, parent: ParentWeights, config: FPEConfig) -> BlockPlan:
     """The plan in the fastest layout that the block, its weights and its split allow."""
-    if _is_sparse(parent):  # tiles would fill its zeros with weights
+    # Tiles would fill a sparse parent's zeros with weights; a budget below 1 would drop whole
+    # columns of a tile, which costs accuracy.
+    if config.budget < 1.0 or _is_sparse(parent):
         return plan_block(block, parent, config.with_overrides(layout="element"))
     *others, last = (own for _, own in options(block, config, parent.down.device.type))
     for own in others:

@@ -8,7 +8,7 @@ passed on as they are: `widen` holds the fields of `FPEConfig`, `train` those of
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
@@ -180,7 +180,20 @@ class When(_Section):
         return self
 
 
-class Schedule(_Section):
+class _Span(_Section):
+    """A part of the training from the split on, as shares of it."""
+
+    begin: Annotated[float, Field(ge=0, lt=1)]
+    end: Annotated[float, Field(gt=0, le=1)]
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.begin >= self.end:
+            raise ValueError(f"begin={self.begin} must come before end={self.end}")
+        return self
+
+
+class Schedule(_Span):
     """How an open budget closes, as in `BudgetSchedule`.
 
     Attributes:
@@ -197,14 +210,8 @@ class Schedule(_Section):
     every: PositiveInt | None = None
     moves: Literal["gradient", "random"] | None = None
 
-    @model_validator(mode="after")
-    def _in_order(self) -> Schedule:
-        if self.begin >= self.end:
-            raise ValueError(f"begin={self.begin} must come before end={self.end}")
-        return self
 
-
-class CouplingSchedule(_Section):
+class CouplingSchedule(_Span):
     """How a fixed coupling is annealed, as in `fpe_hf.CouplingSchedule`.
 
     Attributes:
@@ -218,12 +225,6 @@ class CouplingSchedule(_Section):
     end: Annotated[float, Field(gt=0, le=1)] = 0.5
     shape: Literal["linear", "cosine"] = "linear"
     to: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-    @model_validator(mode="after")
-    def _in_order(self) -> CouplingSchedule:
-        if self.begin >= self.end:
-            raise ValueError(f"begin={self.begin} must come before end={self.end}")
-        return self
 
 
 class Widen(BaseModel):

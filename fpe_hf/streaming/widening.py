@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from ..auditing import AuditReport, audit, audit_block, join_reports
-from ..checkpoint.files import model_folder
+from ..checkpoint.files import model_place
 from ..checkpoint.loading import load_model
 from ..checkpoint.saving import record_plan
 from ..config import FPEConfig
@@ -76,8 +76,7 @@ def widen_checkpoint(
     """
     from transformers.utils.hub import resolve_revision
 
-    if os.path.isdir(source):
-        source = model_folder(Path(source))
+    source = model_place(source)
     commit = resolve_revision(source, revision)
     files = stock_files(source, commit)
     model = _skeleton(source, dtype, commit)
